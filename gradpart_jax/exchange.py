@@ -1,0 +1,67 @@
+"""Every collective of the package; nothing else knows what an axis name is.
+
+`None` stands for one device alone: the same results that a mapped axis of size one would give, with no collective.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import TypeAlias
+
+import jax
+
+AxisName: TypeAlias = Hashable | tuple[Hashable, ...] | None
+
+
+def axis_size(axis_name: AxisName) -> int:
+    """Count the devices under an axis name.
+
+    Args:
+      axis_name: a mapped axis, a tuple of them, or None.
+
+    Returns:
+      Their number, a Python int.
+
+    >>> axis_size(None)
+    1
+    """
+    return 1 if axis_name is None else int(jax.lax.axis_size(axis_name))
+
+
+def gather(payload: jax.Array, axis_name: AxisName) -> jax.Array:
+    """Give every device every device's payload, in device order.
+
+    Args:
+      payload: [...], the same shape on every device.
+      axis_name: the mapped axis.
+
+    Returns:
+      [W, ...].
+    """
+    return payload[None] if axis_name is None else jax.lax.all_gather(payload, axis_name)
+
+
+def mean(values: jax.Array, axis_name: AxisName) -> jax.Array:
+    """Average over devices.
+
+    Args:
+      values: [...], float.
+      axis_name: the mapped axis.
+
+    Returns:
+      [...], the same on every device.
+    """
+    return values if axis_name is None else jax.lax.pmean(values, axis_name)
+
+
+def greatest(values: jax.Array, axis_name: AxisName) -> jax.Array:
+    """Take the greatest over devices.
+
+    Args:
+      values: [...].
+      axis_name: the mapped axis.
+
+    Returns:
+      [...], the same on every device.
+    """
+    return values if axis_name is None else jax.lax.pmax(values, axis_name)

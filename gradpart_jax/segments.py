@@ -1,0 +1,188 @@
+"""One flat float32 vector for a pytree: every leaf is a segment, aligned to whole words of 32 elements."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+ALIGNMENT = 32
+LARGEST = 2**31 - ALIGNMENT
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Say where each leaf of a tree lies in the flat vector; static, hashable.
+
+    Attributes:
+      sizes: elements of each leaf, in tree order (0 for an empty leaf).
+      starts: first position of each segment, a multiple of 32.
+      total: length of the flat vector, padding included, a multiple of 32.
+      elements: elements of the tree, padding not included.
+    """
+
+    sizes: tuple[int, ...]
+    starts: tuple[int, ...]
+    total: int
+    elements: int
+
+    @property
+    def segments(self) -> int:
+        """Number of leaves."""
+        return len(self.sizes)
+
+
+def layout_of(tree: Any) -> Layout:
+    """Lay a tree's leaves out, one after the other, each at a multiple of 32.
+
+    Args:
+      tree: a pytree of arrays (or anything with a shape).
+
+    Returns:
+      Its Layout.
+
+    Raises:
+      ValueError: the flat vector would not be addressable by int32 indices.
+
+    >>> import jax.numpy as jnp
+    >>> layout_of({"b": jnp.zeros(3), "w": jnp.zeros((5, 8))})
+    Layout(sizes=(3, 40), starts=(0, 32), total=96, elements=43)
+    """
+    sizes = tuple(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(tree))
+    ends = np.cumsum([0, *(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)], dtype=np.int64)
+    if ends[-1] > LARGEST:
+        raise ValueError(
+            f"the tree has {sum(sizes)} elements, more than the {LARGEST} that int32 indices address: "
+            "compress parts of it separately with optax.multi_transform"
+        )
+    return Layout(sizes, tuple(int(e) for e in ends[:-1]), int(ends[-1]), sum(sizes))
+
+
+def ravel(tree: Any, layout: Layout) -> jax.Array:
+    """Flatten a tree into one float32 vector, zeros between the segments.
+
+    Args:
+      tree: pytree of real arrays with the layout's leaf sizes.
+      layout: of `layout_of`.
+
+    Returns:
+      float32[layout.total].
+    """
+    parts = []
+    for leaf, size in zip(jax.tree.leaves(tree), layout.sizes, strict=True):
+        if size:
+            flat = jnp.asarray(leaf).astype(jnp.float32).reshape(-1)
+            parts.append(jnp.pad(flat, (0, -size % ALIGNMENT)))
+    return jnp.concatenate(parts) if parts else jnp.zeros(0, jnp.float32)
+
+
+def unravel(vector: jax.Array, like: Any, layout: Layout) -> Any:
+    """Cut a flat vector back into a tree, each leaf in its own shape and dtype.
+
+    Args:
+      vector: float32[layout.total].
+      like: pytree whose shapes, dtypes and structure the result takes.
+      layout: of `layout_of(like)`.
+
+    Returns:
+      A pytree like `like`.
+    """
+    leaves, structure = jax.tree.flatten(like)
+    cut = [
+        jax.lax.slice(vector, (start,), (start + size,)).reshape(jnp.shape(leaf)).astype(jnp.result_type(leaf))
+        for leaf, start, size in zip(leaves, layout.starts, layout.sizes, strict=True)
+    ]
+    return jax.tree.unflatten(structure, cut)
+
+
+def spread(values: jax.Array, layout: Layout) -> jax.Array:
+    """Repeat one value a segment for each of the segment's words.
+
+    Args:
+      values: [S].
+      layout: the segments.
+
+    Returns:
+      [layout.total / 32], the segment's value at each of its words.
+    """
+    # Broadcasts side by side compile to plain fills; jnp.repeat would cost a scatter and a prefix sum each step.
+    parts = [
+        jnp.broadcast_to(values[s], (-(-size // ALIGNMENT),)) for s, size in enumerate(layout.sizes) if size
+    ]
+    return jnp.concatenate(parts) if parts else values[:0]
+
+
+def segment_of(indices: jax.Array, layout: Layout) -> jax.Array:
+    """Find the segment that each position belongs to.
+
+    Args:
+      indices: int32[C], positions in the flat vector; the sentinel `layout.total` falls to the last segment.
+      layout: the segments.
+
+    Returns:
+      int32[C] in [0, S).
+    """
+    filled = [s for s, size in enumerate(layout.sizes) if size]
+    if len(filled) < 2:
+        return jnp.full(indices.shape, filled[0] if filled else 0, jnp.int32)
+    starts = jnp.asarray([layout.starts[s] for s in filled], jnp.int32)
+    found = jnp.searchsorted(starts, indices, side="right") - 1
+    return jnp.asarray(filled, jnp.int32)[found]
+
+
+def count_by_segment(indices: jax.Array, layout: Layout) -> jax.Array:
+    """Count the positions that fall into each segment.
+
+    Args:
+      indices: int32[C], ascending, padded with `layout.total`.
+      layout: the segments.
+
+    Returns:
+      int32[S].
+    """
+    bounds = jnp.asarray([*layout.starts, layout.total], jnp.int32)
+    return jnp.diff(jnp.searchsorted(indices, bounds, side="left")).astype(jnp.int32)
+
+
+def sample_positions(layout: Layout, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Choose positions that represent every segment, at build time.
+
+    A golden-ratio jitter inside each stride keeps the sample from falling on the same columns of a matrix.
+
+    Args:
+      layout: the segments.
+      most: about how many positions in all; each segment gets its share, at least 256 or all it has.
+
+    Returns:
+      int32[M] positions, ascending, and int32[M] segments.
+    """
+    positions, owners = [], []
+    for s, (start, size) in enumerate(zip(layout.starts, layout.sizes, strict=True)):
+        share = min(size, max(256, round(most * size / max(layout.elements, 1))))
+        j = np.arange(share, dtype=np.float64)
+        jitter = np.modf(j * 0.6180339887498949)[0] if share < size else 0.0
+        positions.append(start + np.floor((j + jitter) * size / max(share, 1)).astype(np.int64))
+        owners.append(np.full(share, s))
+    if not positions:
+        return np.zeros(0, np.int32), np.zeros(0, np.int32)
+    return np.concatenate(positions).astype(np.int32), np.concatenate(owners).astype(np.int32)
+
+
+def segment_names(tree: Any) -> tuple[str, ...]:
+    """Name a tree's segments by their paths, in the order of all per-segment statistics.
+
+    Args:
+      tree: the parameters (or gradients).
+
+    Returns:
+      One name a leaf.
+
+    >>> segment_names({"dense": {"kernel": 1.0, "bias": 0.0}})
+    ('dense/bias', 'dense/kernel')
+    """
+    paths = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return tuple(jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths)
