@@ -93,10 +93,45 @@ def unravel(vector: jax.Array, like: Any, layout: Layout) -> Any:
     """
     leaves, structure = jax.tree.flatten(like)
     cut = [
-        jax.lax.slice(vector, (start,), (start + size,)).reshape(jnp.shape(leaf)).astype(jnp.result_type(leaf))
+        jax.lax.slice(vector, (start,), (start + size,))
+        .reshape(jnp.shape(leaf))
+        .astype(jnp.result_type(leaf))
         for leaf, start, size in zip(leaves, layout.starts, layout.sizes, strict=True)
     ]
     return jax.tree.unflatten(structure, cut)
+
+
+def tighten(vector: jax.Array, layout: Layout) -> jax.Array:
+    """Leave the padding between segments out.
+
+    Args:
+      vector: float32[layout.total].
+      layout: the segments.
+
+    Returns:
+      float32[layout.elements].
+    """
+    if layout.elements == layout.total:
+        return vector
+    spans = zip(layout.starts, layout.sizes, strict=True)
+    return jnp.concatenate([vector[start : start + size] for start, size in spans])
+
+
+def loosen(vector: jax.Array, layout: Layout) -> jax.Array:
+    """Put the padding back, as zeros: the inverse of `tighten`.
+
+    Args:
+      vector: float32[layout.elements].
+      layout: the segments.
+
+    Returns:
+      float32[layout.total].
+    """
+    if layout.elements == layout.total:
+        return vector
+    ends = np.cumsum(layout.sizes)
+    cut = [vector[end - size : end] for end, size in zip(ends, layout.sizes, strict=True)]
+    return jnp.concatenate([jnp.pad(part, (0, -part.size % ALIGNMENT)) for part in cut])
 
 
 def spread(values: jax.Array, layout: Layout) -> jax.Array:

@@ -1,0 +1,17 @@
+"""Predictive, entropy-thresholded, partitioned sparse gradient exchange as an optax transformation."""
+
+from gradpart_jax import baselines as baselines
+from gradpart_jax._version import __version__ as __version__
+from gradpart_jax.compressors import STATIC_ARGS as STATIC_ARGS
+from gradpart_jax.compressors import dense_mean as dense_mean
+from gradpart_jax.compressors import inspect as inspect
+from gradpart_jax.compressors import partition_compress as partition_compress
+from gradpart_jax.families import FAMILIES as FAMILIES
+from gradpart_jax.regions import ENTROPY_RULES as ENTROPY_RULES
+from gradpart_jax.scheme import Scheme as Scheme
+from gradpart_jax.segments import segment_names as segment_names
+from gradpart_jax.transform import CompressState as CompressState
+from gradpart_jax.transform import Stats as Stats
+from gradpart_jax.transform import compress as compress
+from gradpart_jax.transform import state_axes as state_axes
+from gradpart_jax.transform import stats as stats

@@ -1,0 +1,259 @@
+"""Words of 32 bits: masks, ranks, selection and fixed-width packing, all by whole words and without a sort.
+
+Rank and select over popcounts: Jacobson, "Space-efficient static trees and graphs" (FOCS 1989); Vigna, "Broadword
+implementation of rank/select queries" (WEA 2008).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+WORD = 32
+
+
+def bitmask(flags: jax.Array) -> jax.Array:
+    """Pack flags into words, the first flag in the lowest bit.
+
+    Args:
+      flags: bool[n], n a multiple of 32.
+
+    Returns:
+      uint32[n / 32].
+
+    Raises:
+      ValueError: n is not a multiple of 32.
+
+    >>> import jax.numpy as jnp
+    >>> int(bitmask(jnp.arange(32) < 3)[0])
+    7
+    """
+    if flags.shape[-1] % WORD:
+        raise ValueError(f"flags has {flags.shape[-1]} elements, not a multiple of {WORD}: pad it with False")
+    powers = jnp.uint32(1) << jnp.arange(WORD, dtype=jnp.uint32)
+    return jnp.sum(
+        jnp.where(flags.reshape(-1, WORD), powers[None, :], jnp.uint32(0)), axis=1, dtype=jnp.uint32
+    )
+
+
+def flags(words: jax.Array) -> jax.Array:
+    """Unpack words into flags: the inverse of `bitmask`.
+
+    Args:
+      words: uint32[w].
+
+    Returns:
+      bool[32 w].
+    """
+    places = jnp.arange(WORD, dtype=jnp.uint32)
+    return ((words[:, None] >> places[None, :]) & 1).astype(bool).reshape(-1)
+
+
+def popcount(words: jax.Array) -> jax.Array:
+    """Count the set bits of each word.
+
+    Args:
+      words: uint32[...].
+
+    Returns:
+      int32[...].
+    """
+    return jax.lax.population_count(words).astype(jnp.int32)
+
+
+def running_sum(values: jax.Array) -> jax.Array:
+    """Add up from the front, in two levels.
+
+    Args:
+      values: int32[k].
+
+    Returns:
+      int32[k], inclusive.
+    """
+    # One long scan runs log2 k passes over memory; rows of 256 fit into the cache, and their sums are few.
+    size, row = values.shape[0], 256
+    if size <= row:
+        return jnp.cumsum(values)
+    rows = jnp.pad(values, (0, -size % row)).reshape(-1, row)
+    inner = jnp.cumsum(rows, axis=1)
+    before = running_sum(inner[:, -1]) - inner[:, -1]
+    return (inner + before[:, None]).reshape(-1)[:size]
+
+
+def prefix(words: jax.Array) -> jax.Array:
+    """Count the set bits before each word.
+
+    Args:
+      words: uint32[w].
+
+    Returns:
+      int32[w], exclusive prefix sum of popcounts.
+    """
+    counts = popcount(words)
+    return running_sum(counts) - counts
+
+
+def nth_bit(words: jax.Array, n: jax.Array) -> jax.Array:
+    """Find the place of the n-th set bit in each word, by five halvings.
+
+    Args:
+      words: uint32[...].
+      n: int32[...], from 0; where a word has no more than n set bits the result is of no use, but in 0..31.
+
+    Returns:
+      int32[...] in 0..31.
+    """
+    place = jnp.zeros_like(n)
+    for half in (16, 8, 4, 2, 1):
+        low = (words >> place.astype(jnp.uint32)) & jnp.uint32((1 << half) - 1)
+        count = popcount(low)
+        beyond = n >= count
+        n = jnp.where(beyond, n - count, n)
+        place = jnp.where(beyond, place + half, place)
+    return place
+
+
+def select(words: jax.Array, capacity: int) -> tuple[jax.Array, jax.Array]:
+    """List the positions of the first set bits.
+
+    Each non-empty word's number is written to its first slot, a running maximum fills the slots between, and the bit
+    within the word is found by halving.
+
+    Args:
+      words: uint32[w].
+      capacity: how many positions at most.
+
+    Returns:
+      int32[capacity], ascending, padded with 32 w; int32[], how many bits are set in all, capped or not.
+
+    >>> import jax.numpy as jnp
+    >>> positions, count = select(jnp.array([0b101, 0b10], jnp.uint32), capacity=4)
+    >>> positions.tolist(), int(count)
+    ([0, 2, 33, 64], 3)
+    """
+    size = words.shape[0] * WORD
+    if words.shape[0] == 0 or capacity == 0:
+        return jnp.full(capacity, size, jnp.int32), jnp.sum(popcount(words))
+    counts = popcount(words)
+    ends = running_sum(counts)
+    first = jnp.where(counts > 0, ends - counts, capacity)
+    numbers = jnp.arange(words.shape[0], dtype=jnp.int32)
+    starts = jnp.zeros(capacity, jnp.int32).at[first].max(numbers, mode="drop")
+    word = _running_max(starts)
+    slot = jnp.arange(capacity, dtype=jnp.int32)
+    place = nth_bit(words[word], slot - (ends - counts)[word])
+    return jnp.where(slot < ends[-1], word * WORD + place, size), ends[-1]
+
+
+def keep(words: jax.Array, capacity: int, turn: jax.Array) -> jax.Array:
+    """Clear surplus bits, so that no position is starved.
+
+    Where more than `capacity` bits are set, a cyclic run of set bits is cleared whose start moves with `turn`.
+
+    Args:
+      words: uint32[w].
+      capacity: how many set bits may stay.
+      turn: int32[], a step counter.
+
+    Returns:
+      uint32[w] with min(count, capacity) set bits.
+    """
+    if words.shape[0] == 0:
+        return words
+    count = jnp.sum(popcount(words))
+
+    def drop(words: jax.Array) -> jax.Array:
+        before = prefix(words)
+        # Fibonacci hashing: successive turns start far apart, and all starts come up.
+        start = (turn.astype(jnp.uint32) * jnp.uint32(0x9E3779B1) % count.astype(jnp.uint32)).astype(
+            jnp.int32
+        )
+        end = start + count - capacity
+        wrapped = end - count
+        straight = lowest(words, start - before) | (words & ~lowest(words, end - before))
+        cyclic = lowest(words, start - before) & ~lowest(words, wrapped - before)
+        return jnp.where(wrapped > 0, cyclic, straight)
+
+    return jax.lax.cond(count > capacity, drop, lambda w: w, words)
+
+
+def lowest(words: jax.Array, n: jax.Array) -> jax.Array:
+    """Keep the n lowest set bits of each word.
+
+    Args:
+      words: uint32[...].
+      n: int32[...]; at most 0 keeps none, at least the word's popcount keeps all.
+
+    Returns:
+      uint32[...].
+    """
+    below = (jnp.uint32(1) << nth_bit(words, jnp.maximum(n, 0)).astype(jnp.uint32)) - 1
+    return jnp.where(n <= 0, jnp.uint32(0), jnp.where(n >= popcount(words), words, words & below))
+
+
+def pack(codes: jax.Array, width: int) -> jax.Array:
+    """Pack codes of a fixed width, one after the other from the lowest bit on.
+
+    Args:
+      codes: uint32[k], each below 2^width.
+      width: bits of a code, 1 to 32.
+
+    Returns:
+      uint32[ceil(k width / 32)].
+
+    >>> import jax.numpy as jnp
+    >>> int(pack(jnp.array([1, 2, 3], jnp.uint32), width=4)[0]) == 0x321
+    True
+    """
+    _check_width(width)
+    size = codes.shape[0]
+    # Thirty-two codes make `width` whole words, with shifts that are known beforehand.
+    groups = jnp.pad(codes, (0, -size % WORD)).reshape(-1, WORD)
+    words: list[jax.Array] = [jnp.zeros(groups.shape[0], jnp.uint32)] * width
+    for i in range(WORD):
+        at, shift = divmod(i * width, WORD)
+        words[at] = words[at] | groups[:, i] << shift
+        if shift + width > WORD:
+            words[at + 1] = words[at + 1] | groups[:, i] >> (WORD - shift)
+    return jnp.stack(words, axis=1).reshape(-1)[: -(-size * width // WORD)]
+
+
+def unpack(words: jax.Array, size: int, width: int) -> jax.Array:
+    """Unpack codes of a fixed width: the inverse of `pack`.
+
+    Args:
+      words: uint32[ceil(size width / 32)].
+      size: how many codes.
+      width: bits of a code, 1 to 32.
+
+    Returns:
+      uint32[size].
+    """
+    _check_width(width)
+    count = -(-size // WORD)
+    groups = jnp.pad(words, (0, count * width - words.shape[0])).reshape(count, width)
+    limit = jnp.uint32((1 << width) - 1)
+    codes = []
+    for i in range(WORD):
+        at, shift = divmod(i * width, WORD)
+        code = groups[:, at] >> shift
+        if shift + width > WORD:
+            code = code | groups[:, at + 1] << (WORD - shift)
+        codes.append(code & limit)
+    return jnp.stack(codes, axis=1).reshape(-1)[:size]
+
+
+def _running_max(values: jax.Array) -> jax.Array:
+    size, row = values.shape[0], 256
+    if size <= row:
+        return jax.lax.cummax(values)
+    rows = jnp.pad(values, (0, -size % row)).reshape(-1, row)
+    inner = jax.lax.cummax(rows, axis=1)
+    ends = _running_max(inner[:, -1])
+    before = jnp.pad(ends[:-1], (1, 0))
+    return jnp.maximum(inner, before[:, None]).reshape(-1)[:size]
+
+
+def _check_width(width: int) -> None:
+    if not 1 <= width <= WORD:
+        raise ValueError(f"width={width} is out of range: codes have 1 to {WORD} bits")

@@ -1,0 +1,111 @@
+"""Fixed-capacity sparse buffers: what is selected from a vector, in order of position."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gradpart_jax.bits import WORD, bitmask, flags, keep, select
+
+BISECTIONS = 16  # of the range of scores' bit patterns: a relative precision of about 2^-12
+
+
+class Buffer(NamedTuple):
+    """Entries of a vector of length n, ascending by position."""
+
+    indices: jax.Array  # int32[C]: positions, padded with n
+    values: jax.Array  # float32[C]: padded with 0
+    count: jax.Array  # int32[]: entries that are no padding
+
+
+def gather(vector: jax.Array, indices: jax.Array) -> jax.Array:
+    """Read entries of a vector.
+
+    Args:
+      vector: float32[n].
+      indices: int32[C], n where there is none.
+
+    Returns:
+      float32[C], 0 where there is none.
+    """
+    return vector.at[indices].get(mode="fill", fill_value=0.0)
+
+
+def scatter_add(vector: jax.Array, indices: jax.Array, values: jax.Array) -> jax.Array:
+    """Add entries to a vector.
+
+    Args:
+      vector: float32[n].
+      indices: int32[C], n where there is none.
+      values: float32[C].
+
+    Returns:
+      float32[n].
+    """
+    return vector.at[indices].add(values, mode="drop")
+
+
+def largest(
+    scores: jax.Array, count: jax.Array, capacity: int, turn: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Flag the largest scores, exactly as many as fit.
+
+    The cut is found by bisection on the scores' bit patterns, which order non-negative floats; entries that are equal
+    to the cut, or within its precision, give way in turns.
+
+    Args:
+      scores: float32[C], non-negative.
+      count: int32[]; slots from there on are empty.
+      capacity: how many to flag at most.
+      turn: int32[], a step counter.
+
+    Returns:
+      bool[C] with min(count, capacity) set; float32[], the cut: no flagged score is below it.
+
+    >>> import jax.numpy as jnp
+    >>> flagged, cut = largest(jnp.array([3.0, 1.0, 2.0, 9.0]), jnp.int32(3), 2, jnp.int32(0))
+    >>> flagged.tolist(), round(float(cut), 3)
+    ([True, False, True, False], 2.0)
+    """
+    size = scores.shape[0]
+    filled = jnp.arange(size, dtype=jnp.int32) < count
+    if capacity == 0 or size == 0:
+        return jnp.zeros(size, bool), jnp.float32(1.0)
+    pattern = jnp.where(filled, jax.lax.bitcast_convert_type(scores, jnp.int32), -1)
+    least = jnp.min(jnp.where(filled, pattern, jnp.iinfo(jnp.int32).max), initial=jnp.iinfo(jnp.int32).max)
+
+    def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bounds  # at least `capacity` reach low, fewer reach high
+        middle = low + (high - low) // 2
+        enough = jnp.sum((pattern >= middle).astype(jnp.int32)) >= capacity
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+    low = jnp.minimum(least, jnp.max(pattern, initial=-1))
+    low, _ = jax.lax.fori_loop(0, BISECTIONS, halve, (low, jnp.max(pattern, initial=-1) + 1))
+    over = jnp.pad(filled & (pattern >= low), (0, -size % WORD))
+    kept = flags(keep(bitmask(over), capacity, turn))[:size]
+    return kept, jax.lax.bitcast_convert_type(jnp.maximum(low, 0), jnp.float32)
+
+
+def compact(indices: jax.Array, values: jax.Array, flagged: jax.Array, capacity: int, size: int) -> Buffer:
+    """Move flagged entries to the front, in order.
+
+    Args:
+      indices: int32[C], ascending.
+      values: float32[C].
+      flagged: bool[C].
+      capacity: of the result; surplus entries are left out.
+      size: length n of the vector, for the padding.
+
+    Returns:
+      Buffer.
+    """
+    words = bitmask(jnp.pad(flagged, (0, -flagged.shape[0] % WORD)))
+    slots, count = select(words, capacity)
+    return Buffer(
+        indices=indices.at[slots].get(mode="fill", fill_value=size),
+        values=values.at[slots].get(mode="fill", fill_value=0.0),
+        count=jnp.minimum(count, capacity),
+    )

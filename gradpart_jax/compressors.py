@@ -1,0 +1,201 @@
+"""Compressors ready to chain: one call from arguments to an optax transformation."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradpart_jax import predictor
+from gradpart_jax.baselines.dense import dense
+from gradpart_jax.exchange import AxisName
+from gradpart_jax.families import FAMILIES
+from gradpart_jax.gradpart import GradpartState, gradpart
+from gradpart_jax.regions import ENTROPY_RULES
+from gradpart_jax.transform import check_number, compress, find_state
+
+# The arguments that size buffers or choose code, for `optax.inject_hyperparams(..., static_args=gp.STATIC_ARGS)`
+STATIC_ARGS = (
+    "axis_name",
+    "bits_per_element",
+    "ratio",
+    "warmup_steps",
+    "learn_every",
+    "seed",
+    "family",
+    "entropy_rule",
+    "key_bits",
+    "error_feedback",
+)
+DEFAULT_BITS = 0.32
+
+
+def partition_compress(
+    axis_name: AxisName = None,
+    *,
+    bits_per_element: float | None = None,
+    ratio: float | None = None,
+    momentum: float | jax.Array | None = None,
+    memory_decay: float | jax.Array = 1.0,
+    warmup_steps: int = 0,
+    learn_every: int | None = None,
+    seed: int | None = None,
+    family: str = predictor.DEFAULT_FAMILY,
+    entropy_rule: str = "entropy",
+    key_bits: int = 4,
+    error_feedback: bool = True,
+) -> optax.GradientTransformationExtraArgs:
+    """Exchange gradients as forecast, partitioned, entropy-thresholded sparse payloads: 100 times fewer bytes.
+
+    A small network forecasts, from earlier steps, how |gradient + memory| is distributed in each leaf. The forecast's
+    entropy shares the budget among the leaves; its quantiles set a threshold for each; what lies above is parted into
+    a key region (coded by sign and logarithmic level) and a sparse region (by sign and one level), and exchanged as
+    fixed-capacity payloads of static size. What is not sent is remembered (see `compress`).
+
+    It follows the abstract of Guo, Liu and Zhang, Sensors 2021, 21(6), 1943; what goes beyond it is this package's own.
+
+    Order: local gradient, clip, this, optimizer. Under `jax.shard_map(check_vma=True)` see the warning in `compress`.
+
+    Args:
+      axis_name: the mapped axis (or tuple of axes) of pmap, vmap or shard_map; None is one device alone.
+      bits_per_element: budget of payload bits an element, everything counted: indices, values, header, padding and
+        statistics (averaged over steps; dense warm-up not included). In (0, 32]; 0.32 if neither this nor ratio is
+        given. A tree so small that no payload is smaller than itself is exchanged dense.
+      ratio: the same said otherwise, 32 / bits_per_element, at least 1.
+      momentum: of momentum correction, in [0, 1); None for none.
+      memory_decay: what the memory is multiplied by each step, in (0, 1].
+      warmup_steps: first steps that are exchanged dense.
+      learn_every: steps between two histograms, each of which trains the predictor by one step and costs
+        65 words a leaf; None chooses so that they take at most 3 % of the budget, 0 does not train.
+      seed: None starts from the shipped weights; a number from a fresh network.
+      family: of magnitude distributions, one of `gp.FAMILIES`.
+      entropy_rule: how entropy shares the budget among leaves, one of `gp.ENTROPY_RULES`.
+      key_bits: of a value in the key region, sign included, 2 to 8.
+      error_feedback: whether what is not sent is remembered.
+
+    Returns:
+      An `optax.GradientTransformationExtraArgs`; read it with `gp.stats`, place it with `gp.state_axes`.
+
+    Raises:
+      TypeError: an argument that sizes buffers is an array (see `gp.STATIC_ARGS`), or of a wrong type.
+      ValueError: an argument is out of range, or both bits_per_element and ratio are given.
+
+    >>> import jax, jax.numpy as jnp, optax, gradpart_jax as gp
+    >>> tx = optax.chain(gp.partition_compress(ratio=100), optax.sgd(0.1))
+    >>> params = jnp.zeros(100_000)
+    >>> state = tx.init(params)
+    >>> gradient = jax.random.normal(jax.random.key(0), (100_000,))
+    >>> _, state = jax.jit(tx.update)(gradient, state, params)
+    >>> 90 < gp.stats(state).payload_ratio < 110
+    Array(True, dtype=bool)
+    """
+    for name, value in (("bits_per_element", bits_per_element), ("ratio", ratio)):
+        if isinstance(value, jax.Array):
+            raise TypeError(
+                f"{name} sizes buffers and must be a Python number, not an array: "
+                "give optax.inject_hyperparams static_args=gp.STATIC_ARGS"
+            )
+    if bits_per_element is not None and ratio is not None:
+        raise ValueError(
+            f"bits_per_element={bits_per_element} and ratio={ratio} say the same thing twice: give one of them"
+        )
+    check_number("ratio", ratio, at_least=1.0, below=float("inf"), optional=True)
+    check_number("bits_per_element", bits_per_element, above=0.0, at_most=32.0, optional=True)
+    if ratio is not None:
+        bits = 32.0 / ratio
+    else:
+        bits = DEFAULT_BITS if bits_per_element is None else bits_per_element
+    for name, value, least, most in (
+        ("warmup_steps", warmup_steps, 0, 2**31 - 1),
+        ("learn_every", learn_every, 0, 2**31 - 1),
+        ("seed", seed, 0, 2**32 - 1),
+        ("key_bits", key_bits, 2, 8),
+    ):
+        _check_integer(name, value, least, most, optional=name in ("learn_every", "seed"))
+    if family not in FAMILIES:
+        raise ValueError(f"family={family!r} is unknown: choose one of {', '.join(FAMILIES)}")
+    if entropy_rule not in ENTROPY_RULES:
+        raise ValueError(
+            f"entropy_rule={entropy_rule!r} is unknown: choose one of {', '.join(ENTROPY_RULES)}"
+        )
+    scheme = gradpart(
+        bits,
+        warmup_steps=warmup_steps,
+        learn_every=learn_every,
+        seed=seed,
+        family=family,
+        entropy_rule_name=entropy_rule,
+        key_bits=key_bits,
+    )
+    return compress(
+        scheme, axis_name, error_feedback=error_feedback, momentum=momentum, memory_decay=memory_decay
+    )
+
+
+def dense_mean(axis_name: AxisName = None) -> optax.GradientTransformationExtraArgs:
+    """Exchange gradients uncompressed: the plain mean, with the same statistics as every compressor.
+
+    Args:
+      axis_name: the mapped axis; None is one device alone.
+
+    Returns:
+      An `optax.GradientTransformationExtraArgs`.
+
+    >>> import jax.numpy as jnp, gradpart_jax as gp
+    >>> tx = gp.dense_mean()
+    >>> _, state = tx.update(jnp.ones(4), tx.init(jnp.zeros(4)))
+    >>> float(gp.stats(state).payload_bits)
+    128.0
+    """
+    return compress(dense(), axis_name, error_feedback=False)
+
+
+class Inspection(NamedTuple):
+    """Forecast beside observation, for pictures. S segments, B bins of magnitude."""
+
+    edges: jax.Array  # float32[S, B + 1]
+    forecast: jax.Array  # float32[S, B]: masses forecast for the next step
+    observed: jax.Array  # float32[S, B]: masses of the last histogram taken
+    threshold: jax.Array  # float32[S, 2]: at which the sparse and the key region began in the last step
+
+
+def inspect(opt_state: Any, family: str = predictor.DEFAULT_FAMILY) -> Inspection:
+    """Show what the predictor forecasts, bin by bin, beside what was last observed.
+
+    Args:
+      opt_state: any pytree that holds the state of one `partition_compress`.
+      family: the one the compressor was made with.
+
+    Returns:
+      An Inspection.
+
+    Raises:
+      ValueError: there is no such state.
+    """
+    found = find_state(opt_state)
+    state = found.scheme.shared
+    if not isinstance(state, GradpartState):
+        raise ValueError("opt_state holds no state of gp.partition_compress: there is no forecast to show")
+    forecast = predictor.forecast(state.weights, state.summary, family)
+    return Inspection(
+        edges=predictor.edges(state.summary.top),
+        forecast=forecast.masses(state.summary.top),
+        observed=jnp.asarray(state.summary.mass),
+        threshold=found.stats.threshold,
+    )
+
+
+def _check_integer(name: str, value: Any, least: int, most: int, *, optional: bool) -> None:
+    if optional and value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        hint = (
+            ": give optax.inject_hyperparams static_args=gp.STATIC_ARGS"
+            if isinstance(value, jax.Array)
+            else ""
+        )
+        raise TypeError(f"{name}={value!r} is not an integer" + (" or None" if optional else "") + hint)
+    if not least <= value <= most:
+        raise ValueError(f"{name}={value} is out of range: give {least} to {most}")

@@ -1,0 +1,113 @@
+"""Error feedback: what was not sent is remembered, and added to the next gradient.
+
+Sources: Seide et al., "1-bit stochastic gradient descent" (2014) for the memory; Lin et al., "Deep gradient
+compression" (ICLR 2018), sections 3.1 and 3.2, for momentum correction and masking.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gradpart_jax.buffers import Buffer, scatter_add
+from gradpart_jax.segments import Layout
+
+
+class Memory(NamedTuple):
+    """What one device still owes; both differ from device to device."""
+
+    residual: jax.Array  # float32[n], or [0] without error feedback: gradient not sent so far
+    velocity: jax.Array  # float32[n], or [0] without momentum correction: already multiplied by the momentum
+
+
+class Sent(NamedTuple):
+    """What one device's payload decodes to: all of the vector, or the entries of disjoint buffers."""
+
+    everything: jax.Array  # bool[]
+    buffers: tuple[Buffer, ...]
+
+
+def init(layout: Layout, *, enabled: bool, momentum: bool) -> Memory:
+    """Start with nothing owed.
+
+    Args:
+      layout: the gradient's segments.
+      enabled: whether there is a memory at all.
+      momentum: whether there is momentum correction.
+
+    Returns:
+      Zeros.
+    """
+    return Memory(
+        residual=jnp.zeros(layout.total if enabled else 0, jnp.float32),
+        velocity=jnp.zeros(layout.total if momentum else 0, jnp.float32),
+    )
+
+
+def add(gradient: jax.Array, memory: Memory) -> jax.Array:
+    """Add the memory to a gradient: a = g + m, or a = (g + u) + m with momentum correction.
+
+    Args:
+      gradient: float32[n].
+      memory: of the step before.
+
+    Returns:
+      float32[n], what the compressor is given.
+    """
+    if memory.velocity.size:
+        gradient = gradient + memory.velocity
+    return gradient + memory.residual if memory.residual.size else gradient
+
+
+def subtract(
+    gradient: jax.Array,
+    memory: Memory,
+    sent: Sent | jax.Array,
+    finite: jax.Array,
+    *,
+    momentum: float | jax.Array | None = None,
+    decay: float | jax.Array = 1.0,
+) -> Memory:
+    """Remember what was not sent: m' = decay (a - sent), u' = momentum (g + u) where nothing was sent, else 0.
+
+    The products are stored, not added in the same expression: a compiler that contracts a multiply and an add into
+    one rounding in one program and not in another would break bit-equality between pmap and vmap.
+
+    Args:
+      gradient: float32[n], as given to `add`.
+      memory: as given to `add`.
+      sent: what this device's payload decodes to; a dense float32[n] serves too.
+      finite: bool[], the same on every device; where False the memory stays as it was.
+      momentum: of momentum correction; None without.
+      decay: of the memory, 1 keeps all.
+
+    Returns:
+      The memory for the next step.
+    """
+    residual, velocity = memory
+    keep_all = isinstance(decay, float) and decay == 1.0
+    if residual.size:
+        total = add(gradient, memory)
+        if isinstance(sent, Sent):
+            rest = jnp.where(sent.everything, 0.0, total if keep_all else decay * total)
+            rest = jnp.where(finite, rest, residual)
+            for buffer in sent.buffers:
+                values = buffer.values if keep_all else decay * buffer.values
+                rest = scatter_add(rest, buffer.indices, jnp.where(finite, -values, 0.0))
+        else:
+            rest = total - sent
+            rest = jnp.where(finite, rest if keep_all else decay * rest, residual)
+        residual = rest
+    if velocity.size:
+        moved = momentum * (gradient + velocity)
+        if isinstance(sent, Sent):
+            moved = jnp.where(finite, jnp.where(sent.everything, 0.0, moved), velocity)
+            for buffer in sent.buffers:
+                masked = jnp.where(finite, buffer.indices, velocity.size)
+                moved = moved.at[masked].set(0.0, mode="drop")
+        else:
+            moved = jnp.where(finite, jnp.where(sent != 0.0, 0.0, moved), velocity)
+        velocity = moved
+    return Memory(residual, velocity)

@@ -1,0 +1,223 @@
+"""All of what one device sends in a step: one array of words, of static length.
+
+    header (5 words) | key indices | key values | sparse indices | sparse values
+
+A payload is data from outside: whatever its words, decoding gives in-range indices and finite values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cached_property
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gradpart_jax.bits import WORD, pack, unpack
+from gradpart_jax.buffers import Buffer
+from gradpart_jax.codecs import IndexCodec, Magnitudes, index_codec
+
+HEADER_WORDS = 5
+LEVEL_RATIO = (
+    2.0**0.5
+)  # between neighbouring magnitude levels: decoded values stay within 2^(1/4) of the true ones
+LARGEST_BASE = 1e30
+
+
+class Header(NamedTuple):
+    """What a payload says of itself besides its entries."""
+
+    finite: jax.Array  # bool[]: whether the vector it was made from was finite
+    candidates: jax.Array  # int32[]: entries over the forecast thresholds, before any cut
+    trim: jax.Array  # float32[]: factor on the forecast's sparse thresholds that filled the payload exactly
+    key_scale: jax.Array  # float32[]: factor on the forecast's key thresholds, likewise
+    level_scale: (
+        jax.Array
+    )  # float32[]: factor on the forecast's sparse levels that fits this device's values best
+
+
+class Contents(NamedTuple):
+    """A decoded payload."""
+
+    header: Header
+    key: Buffer
+    sparse: Buffer
+
+
+class Bases(NamedTuple):
+    """What values are coded against: the same on every device, from the forecast."""
+
+    key: jax.Array  # float32[S]: threshold of the key region
+    level: jax.Array  # float32[S]: mean magnitude in the sparse region
+
+
+def bfloat16_factor(factor: jax.Array) -> jax.Array:
+    """Round a factor to what the header carries, so that encoder and decoder use the same."""
+    return factor.astype(jnp.bfloat16).astype(jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class PayloadFormat:
+    """Static sizes of a payload, and its encoder and decoder.
+
+    Attributes:
+      size: length n of the vector whose positions are sent.
+      key_capacity: entries that the key buffer holds.
+      sparse_capacity: entries that the sparse buffer holds.
+      key_bits: of a key value, sign included.
+      sparse_bits: of a sparse value, sign included; 1 is the sign times the region's level.
+
+    >>> PayloadFormat(size=32_000, key_capacity=100, sparse_capacity=300).words * 32 / 32_000
+    0.142
+    """
+
+    size: int
+    key_capacity: int
+    sparse_capacity: int
+    key_bits: int = 4
+    sparse_bits: int = 1
+
+    @cached_property
+    def _parts(self) -> tuple[tuple[IndexCodec, Magnitudes, int], ...]:
+        return tuple(
+            (index_codec(self.size, capacity), Magnitudes(bits, LEVEL_RATIO), capacity)
+            for capacity, bits in (
+                (self.key_capacity, self.key_bits),
+                (self.sparse_capacity, self.sparse_bits),
+            )
+        )
+
+    @property
+    def words(self) -> int:
+        """Length of the payload in 32-bit words."""
+        return HEADER_WORDS + sum(
+            index.words + -(-capacity * values.bits // WORD) for index, values, capacity in self._parts
+        )
+
+    @property
+    def bits(self) -> int:
+        """Length of the payload in bits, everything included."""
+        return WORD * self.words
+
+    def encode(self, contents: Contents, bases: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, Contents]:
+        """Encode one device's selection.
+
+        Args:
+          contents: header, and buffers of true values.
+          bases: float32[C] of each entry of the key and the sparse buffer, what its value is coded against.
+
+        Returns:
+          uint32[words], and the contents as `decode` will see them (values quantised).
+        """
+        header = contents.header
+        half = [
+            jax.lax.bitcast_convert_type(f.astype(jnp.bfloat16), jnp.uint16).astype(jnp.uint32)
+            for f in (header.trim, header.key_scale)
+        ]
+        broken = (~header.finite).astype(jnp.uint32) << 31
+        head = jnp.stack(
+            [
+                contents.key.count.astype(jnp.uint32) | broken,
+                contents.sparse.count.astype(jnp.uint32),
+                header.candidates.astype(jnp.uint32),
+                half[0] << 16 | half[1],
+                jax.lax.bitcast_convert_type(header.level_scale, jnp.uint32),
+            ]
+        )
+        blocks, decoded = [head], []
+        buffers = (contents.key, contents.sparse)
+        for (index, values, _), buffer, base in zip(self._parts, buffers, bases, strict=True):
+            codes = values.encode(buffer.values, base)
+            blocks += [index.encode(buffer.indices, buffer.count), pack(codes, values.bits)]
+            kept = jnp.where(buffer.indices < self.size, values.decode(codes, base), 0.0)
+            decoded.append(buffer._replace(values=kept))
+        return jnp.concatenate(blocks), Contents(header, *decoded)
+
+    def header(self, words: jax.Array) -> Header:
+        """Read payloads' headers.
+
+        Args:
+          words: uint32[..., words], any.
+
+        Returns:
+          Header of [...], its factors finite and positive.
+        """
+
+        def factor(bits: jax.Array) -> jax.Array:
+            value = jax.lax.bitcast_convert_type(bits, jnp.float32)
+            return jnp.where((value > 0) & (value < LARGEST_BASE), value, 1.0)
+
+        return Header(
+            finite=words[..., 0] >> 31 == 0,
+            candidates=(words[..., 2] & 0x7FFFFFFF).astype(jnp.int32),
+            trim=factor(words[..., 3] & jnp.uint32(0xFFFF0000)),
+            key_scale=factor(words[..., 3] << 16),
+            level_scale=factor(words[..., 4]),
+        )
+
+    def indices(self, words: jax.Array) -> tuple[Buffer, Buffer]:
+        """Read a payload's positions; the buffers' values are still to come.
+
+        Args:
+          words: uint32[words], any.
+
+        Returns:
+          Key and sparse buffer with values 0.
+        """
+        at, found = HEADER_WORDS, []
+        for (index, values, capacity), count in zip(
+            self._parts, (words[0] & 0x7FFFFFFF, words[1]), strict=True
+        ):
+            count = jnp.minimum(count, jnp.uint32(capacity)).astype(jnp.int32)
+            positions = index.decode(words[at : at + index.words], count)
+            found.append(Buffer(positions, jnp.zeros(capacity, jnp.float32), count))
+            at += index.words + -(-capacity * values.bits // WORD)
+        return found[0], found[1]
+
+    def decode(self, words: jax.Array, bases: tuple[jax.Array, jax.Array]) -> Contents:
+        """Decode one device's payload.
+
+        Args:
+          words: uint32[words], any.
+          bases: float32[C] of each entry, as in `encode`; clipped to finite.
+
+        Returns:
+          Contents.
+        """
+        at, decoded = HEADER_WORDS, []
+        for (index, values, capacity), buffer, base in zip(
+            self._parts, self.indices(words), bases, strict=True
+        ):
+            at += index.words
+            length = -(-capacity * values.bits // WORD)
+            codes = unpack(words[at : at + length], capacity, values.bits)
+            at += length
+            kept = jnp.where(buffer.indices < self.size, values.decode(codes, base), 0.0)
+            decoded.append(buffer._replace(values=kept))
+        return Contents(self.header(words), *decoded)
+
+
+def fit_format(size: int, bits: float, *, key_share: float, key_bits: int, sparse_bits: int) -> PayloadFormat:
+    """Find the largest payload within a number of bits.
+
+    Args:
+      size: length of the vector.
+      bits: budget, header and padding included.
+      key_share: of the entries, those that the key region holds, 0 to 1.
+      key_bits: of a key value.
+      sparse_bits: of a sparse value.
+
+    Returns:
+      The format that holds most entries; at least one entry, even where that is over the budget.
+    """
+
+    def build(entries: int) -> PayloadFormat:
+        key = min(max(round(key_share * entries), 1), entries)
+        return PayloadFormat(size, key, entries - key, key_bits, sparse_bits)
+
+    low, high = 1, max(size, 1)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if build(middle).bits <= bits else (low, middle - 1)
+    return build(low)

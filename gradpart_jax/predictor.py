@@ -1,0 +1,459 @@
+"""The predictor: a Flax network that forecasts each segment's magnitude distribution from earlier steps alone.
+
+A closed-form fit to what all devices know (the last histogram, and the exact threshold that filled the last payload) is
+the start; the network corrects its shape and says how far the scale will move. Under error feedback |gradient + memory|
+has an edge at the last threshold, so that the forecast is anchored there rather than at a moment of the whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+from importlib import resources
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from gradpart_jax.families import FAMILIES, Family, Moments
+
+DEFAULT_FAMILY = "pareto"
+BINS = 64  # quarter-octave bins: 16 octaves below a segment's largest magnitude
+FEATURES = 10
+HIDDEN = 16
+GAIN = 0.6  # how far the anchor follows the last exact threshold; the rest is jitter from step to step
+BALANCE = 0.2  # how far a segment's anchor follows its own count
+LARGEST_DRIFT = 0.3  # of log scale in one step, as the network may forecast it
+LEARNING_RATE = 1e-3
+FIRST_SHARE = 0.03
+
+
+class Summary(NamedTuple):
+    """What every device knows of earlier steps; S segments, float32 unless said."""
+
+    mass: jax.Array  # [S, BINS]: the last histogram, averaged over devices
+    top: jax.Array  # int32[S]: its highest bin
+    log_anchor: jax.Array  # [S]: log of the threshold that would have filled the last payload exactly
+    share: jax.Array  # [S]: of the elements, that lie above the anchor
+    log_trim: jax.Array  # []: log of exact over forecast threshold in the last step
+    drift: jax.Array  # [S]: running mean of the anchor's change
+    imbalance: jax.Array  # [S]: log of realised over asked-for count in the last step
+    size: jax.Array  # [S]: elements
+    step: jax.Array  # int32[]: steps summed up
+
+
+def bin_index(magnitude: jax.Array) -> jax.Array:
+    """Number a magnitude's quarter-octave bin: its exponent and two top mantissa bits, no logarithm.
+
+    Args:
+      magnitude: float32[...], non-negative.
+
+    Returns:
+      int32[...].
+
+    >>> import jax.numpy as jnp
+    >>> (bin_index(jnp.float32([1.0, 1.3, 2.0])) - bin_index(jnp.float32(1.0))).tolist()
+    [0, 1, 4]
+    """
+    return (jax.lax.bitcast_convert_type(magnitude, jnp.uint32) >> 21).astype(jnp.int32)
+
+
+def edges(top: jax.Array) -> jax.Array:
+    """List the bounds of the bins that end with a segment's highest.
+
+    Args:
+      top: int32[S].
+
+    Returns:
+      float32[S, BINS + 1], ascending; all lie within the finite normal floats.
+    """
+    index = jnp.clip(top, BINS + 3, 1019)[:, None] + jnp.arange(1 - BINS, 2)[None, :]
+    return jax.lax.bitcast_convert_type(index.astype(jnp.uint32) << 21, jnp.float32)
+
+
+def top_bin(magnitude: jax.Array, segment: jax.Array, valid: jax.Array, segments: int) -> jax.Array:
+    """Find each segment's highest bin.
+
+    Args:
+      magnitude: float32[M], a sample.
+      segment: int32[M], its segments.
+      valid: bool[M].
+      segments: S.
+
+    Returns:
+      int32[S], 0 where there is no sample.
+    """
+    return jnp.zeros(segments, jnp.int32).at[segment].max(jnp.where(valid, bin_index(magnitude), 0))
+
+
+def histogram(
+    magnitude: jax.Array, segment: jax.Array, valid: jax.Array, top: jax.Array, segments: int
+) -> jax.Array:
+    """Count a sample's magnitudes in each segment's bins; the lowest bin holds all that is below.
+
+    Args:
+      magnitude: float32[M], a sample.
+      segment: int32[M], its segments.
+      valid: bool[M].
+      top: int32[S], the highest bins.
+      segments: S.
+
+    Returns:
+      float32[S, BINS].
+    """
+    place = bin_index(magnitude) - jnp.clip(top, BINS + 3, 1019)[segment] + BINS - 1
+    place = segment * BINS + jnp.clip(place, 0, BINS - 1)
+    counts = jnp.zeros(segments * BINS, jnp.float32).at[place].add(valid.astype(jnp.float32))
+    return counts.reshape(segments, BINS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Forecast:
+    """A forecast magnitude distribution for each of S segments."""
+
+    family: Family
+    shape: jax.Array  # float32[S, shapes], raw
+    scale: jax.Array  # float32[S]
+
+    def survival(self, x: jax.Array) -> jax.Array:
+        """Give P(|a| > x).
+
+        Args:
+          x: float32[S, K].
+
+        Returns:
+          float32[S, K].
+        """
+        return self.family.survival(x / self.scale[:, None], self.shape[:, None, :])
+
+    def quantile(self, share: jax.Array) -> jax.Array:
+        """Give the magnitude above which a share lies.
+
+        Args:
+          share: float32[S].
+
+        Returns:
+          float32[S].
+        """
+        return self.scale * self.family.quantile(share, self.shape)
+
+    def masses(self, top: jax.Array) -> jax.Array:
+        """Give the forecast of a histogram.
+
+        Args:
+          top: int32[S], the highest bins; the outermost bins hold the tails.
+
+        Returns:
+          float32[S, BINS], which add up to 1.
+        """
+        above = self.survival(edges(top)[:, 1:-1])
+        above = jnp.pad(above, ((0, 0), (1, 0)), constant_values=1.0)
+        return jnp.maximum(above - jnp.pad(above[:, 1:], ((0, 0), (0, 1))), 0.0)
+
+    def slope(self, share: jax.Array) -> jax.Array:
+        """Give -d log x / d log share at a quantile: what a factor on the count means for the threshold.
+
+        Args:
+          share: float32[S].
+
+        Returns:
+          float32[S], positive.
+        """
+        share = jnp.clip(share, 1e-10, 0.8)
+        ends = self.family.quantile(share / 1.1, self.shape), self.family.quantile(share * 1.1, self.shape)
+        return jnp.clip(jnp.log(ends[0] / ends[1]) / (2 * np.log(1.1)), 1e-3, 3.0)
+
+
+class Affine(nn.Module):
+    """y = x A + b, as a product and a sum: a matrix product may round otherwise when it is batched."""
+
+    width: int
+    scale: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map float32[..., F] to float32[..., width]."""
+        start = nn.initializers.variance_scaling(self.scale, "fan_in", "normal")
+        kernel = self.param("kernel", start, (x.shape[-1], self.width))
+        bias = self.param("bias", nn.initializers.zeros, (self.width,))
+        return jnp.sum(x[..., :, None] * kernel[None], axis=-2) + bias[None]
+
+
+class Predictor(nn.Module):
+    """Correct the shape of a fit, and forecast the drift of its scale; shared by all segments."""
+
+    shapes: int
+
+    @nn.compact
+    def __call__(self, features: jax.Array) -> jax.Array:
+        """Map float32[S, FEATURES] to float32[S, shapes + 1], small at first."""
+        hidden = nn.tanh(Affine(HIDDEN, 1.0)(features))
+        hidden = nn.tanh(Affine(HIDDEN, 1.0)(hidden))
+        return Affine(self.shapes + 1, 1e-4)(hidden)
+
+
+def start(size: jax.Array) -> Summary:
+    """Know nothing yet.
+
+    Args:
+      size: float32[S], elements of each segment.
+
+    Returns:
+      Summary.
+    """
+    zero = jnp.zeros_like(size)
+    return Summary(
+        mass=jnp.zeros((*size.shape, BINS), jnp.float32),
+        top=jnp.zeros(size.shape, jnp.int32),
+        log_anchor=zero,
+        share=jnp.full_like(size, FIRST_SHARE),
+        log_trim=jnp.float32(0.0),
+        drift=zero,
+        imbalance=zero,
+        size=size,
+        step=jnp.int32(0),
+    )
+
+
+def observe(summary: Summary, mass: jax.Array, top: jax.Array) -> Summary:
+    """Take a histogram in; the very first one sets the anchor too.
+
+    Args:
+      summary: of earlier steps.
+      mass: float32[S, BINS].
+      top: int32[S].
+
+    Returns:
+      Summary.
+    """
+    above = jnp.cumsum(mass[:, ::-1], axis=1)[:, ::-1]
+    reached = jnp.sum(
+        (above > summary.share[:, None] * jnp.sum(mass, axis=1, keepdims=True)).astype(jnp.int32), axis=1
+    )
+    anchor = jnp.take_along_axis(edges(top), jnp.clip(reached, 0, BINS)[:, None], axis=1)[:, 0]
+    first = summary.step == 0
+    return summary._replace(
+        mass=mass, top=top, log_anchor=jnp.where(first, jnp.log(anchor), summary.log_anchor)
+    )
+
+
+def advance(
+    summary: Summary,
+    *,
+    threshold: jax.Array,
+    share: jax.Array,
+    asked: jax.Array,
+    realised: jax.Array,
+    trim: jax.Array,
+    slope: jax.Array,
+) -> Summary:
+    """Take the outcome of a step in: the exact threshold, and each segment's count.
+
+    Args:
+      summary: of earlier steps.
+      threshold: float32[S], as forecast for `share`.
+      share: float32[S], asked for, of each segment's elements.
+      asked: float32[S], entries.
+      realised: float32[S], entries sent, mean over devices.
+      trim: float32[], the factor on the thresholds that filled the payloads, mean over devices.
+      slope: float32[S], of `Forecast.slope`.
+
+    Returns:
+      Summary.
+    """
+    log_trim = jnp.log(trim)
+    imbalance = jnp.log((realised + 1.0) / (asked + 1.0))
+    trust = BALANCE * asked / (asked + 10.0)
+    # Far off, follow at once; near, most of the difference is jitter.
+    gain = jnp.where(jnp.abs(log_trim) > 0.5, 1.0, GAIN)
+    anchor = jnp.log(threshold) + gain * log_trim + trust * slope * jnp.clip(imbalance, -2.0, 2.0)
+    anchor = jnp.clip(anchor, -80.0, 65.0)
+    change = jnp.clip(anchor - summary.log_anchor, -1.0, 1.0)
+    return summary._replace(
+        log_anchor=anchor,
+        share=share,
+        log_trim=log_trim,
+        drift=0.9 * summary.drift + 0.1 * change,
+        imbalance=imbalance,
+        step=summary.step + 1,
+    )
+
+
+def moments(summary: Summary) -> Moments:
+    """Sum a histogram up for a closed-form fit.
+
+    Args:
+      summary: of earlier steps.
+
+    Returns:
+      Moments, float32[S] each; those of a Laplace distribution where nothing was seen.
+    """
+    bounds = edges(summary.top)
+    center = jnp.log(bounds[:, :-1] + bounds[:, 1:]) - jnp.log(2.0)
+    total = jnp.sum(summary.mass, axis=1)
+    seen = total > 0
+    p = summary.mass / jnp.maximum(total, 1e-30)[:, None]
+    # Relative to the highest bin, so that squares neither overflow nor vanish
+    height = center[:, -1:]
+    x = jnp.exp(center - height)
+    mean = jnp.maximum(jnp.sum(p * x, axis=1), 1e-20)
+    spread = 0.5 * jnp.log(jnp.maximum(jnp.sum(p * x**2, axis=1), 1e-30)) - jnp.log(mean)
+    skew = jnp.log(mean) - jnp.sum(p * (center - height), axis=1)
+    anchor = jnp.exp(jnp.clip(summary.log_anchor - height[:, 0], -40.0, 10.0))
+    above = jnp.maximum(x - anchor[:, None], 0.0)
+    beyond = jnp.sum(p * (above > 0), axis=1)
+    excess = jnp.sum(p * above, axis=1) / (jnp.maximum(beyond, 1e-12) * anchor)
+    laplace = 1.0 / -jnp.log(jnp.clip(summary.share, 1e-9, 0.9))
+    return Moments(
+        spread=jnp.where(seen, jnp.maximum(spread, 0.0), 0.35),
+        skew=jnp.where(seen, jnp.maximum(skew, 0.0), 0.58),
+        share=jnp.clip(summary.share, 1e-9, 0.99),
+        anchor=jnp.where(seen, jnp.log(anchor) - jnp.log(mean), -jnp.log(laplace)),
+        excess=jnp.where(seen & (beyond > 0), jnp.clip(excess, 0.01, 5.0), laplace),
+    )
+
+
+def features(summary: Summary, known: Moments) -> jax.Array:
+    """Scale what is known to numbers of order one.
+
+    Args:
+      summary: of earlier steps.
+      known: of `moments`.
+
+    Returns:
+      float32[S, FEATURES].
+    """
+    columns = [
+        jnp.log(jnp.maximum(summary.size, 1.0)) / 16.0,
+        jnp.log(known.share) / 7.0,
+        known.spread,
+        known.skew / 4.0,
+        known.anchor / 4.0,
+        jnp.log(known.excess),
+        jnp.broadcast_to(jnp.clip(summary.log_trim, -1.0, 1.0) * 4.0, summary.size.shape),
+        jnp.clip(summary.drift * 10.0, -2.0, 2.0),
+        jnp.clip(summary.imbalance, -2.0, 2.0),
+        jnp.broadcast_to(jnp.log1p(summary.step.astype(jnp.float32)) / 8.0, summary.size.shape),
+    ]
+    return jnp.clip(jnp.nan_to_num(jnp.stack(columns, axis=-1)), -10.0, 10.0)
+
+
+def forecast(weights: Any, summary: Summary, name: str) -> Forecast:
+    """Forecast the next step's distributions.
+
+    Args:
+      weights: of `load` or `initialise`, for the same family.
+      summary: of earlier steps.
+      name: of the family.
+
+    Returns:
+      Forecast.
+    """
+    family = FAMILIES[name]
+    known = moments(summary)
+    raw = Predictor(family.shapes).apply({"params": weights}, features(summary, known))
+    assert isinstance(raw, jax.Array)
+    shape = family.fit(known) + raw[:, :-1]
+    log_scale = summary.log_anchor + LARGEST_DRIFT * jnp.tanh(raw[:, -1])
+    if not family.anchored:
+        log_scale -= jnp.log(family.quantile(known.share, jax.lax.stop_gradient(shape)))
+    return Forecast(family, shape, jnp.exp(jnp.clip(log_scale, -80.0, 65.0)))
+
+
+def loss(weights: Any, summary: Summary, mass: jax.Array, top: jax.Array, name: str) -> jax.Array:
+    """Measure a forecast: the cross-entropy of the observed from the forecast histogram, nats, mean over segments.
+
+    Args:
+      weights: of the network.
+      summary: of earlier steps.
+      mass: float32[S, BINS], observed.
+      top: int32[S].
+      name: of the family.
+
+    Returns:
+      float32[].
+    """
+    expected = forecast(weights, summary, name).masses(top)
+    each = -jnp.sum(mass * jnp.log(jnp.maximum(expected, 1e-9)), axis=-1)
+    seen = jnp.sum(mass, axis=-1) > 0
+    return jnp.sum(jnp.where(seen, each, 0.0)) / jnp.maximum(jnp.sum(seen), 1)
+
+
+def _optimizer() -> optax.GradientTransformation:
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(LEARNING_RATE))
+
+
+def start_learning(weights: Any) -> Any:
+    """Make the optimizer state of `learn`."""
+    return _optimizer().init(weights)
+
+
+def learn(
+    weights: Any, state: Any, summary: Summary, mass: jax.Array, top: jax.Array, name: str
+) -> tuple[Any, Any]:
+    """Take one small step of on-line training.
+
+    Args:
+      weights: of the network.
+      state: of the optimizer.
+      summary: of the steps before the histogram.
+      mass: float32[S, BINS], observed.
+      top: int32[S].
+      name: of the family.
+
+    Returns:
+      Weights and optimizer state.
+    """
+    gradient = jax.grad(loss)(weights, summary, mass, top, name)
+    updates, state = _optimizer().update(jax.tree.map(jnp.nan_to_num, gradient), state)
+    return optax.apply_updates(weights, updates), state
+
+
+def initialise(seed: int, name: str) -> Any:
+    """Make a fresh network, which changes a closed-form fit hardly at all.
+
+    Args:
+      seed: of its random weights.
+      name: of the family.
+
+    Returns:
+      Its parameters.
+    """
+    module = Predictor(FAMILIES[name].shapes)
+    return module.init(jax.random.key(seed), jnp.zeros((1, FEATURES)))["params"]
+
+
+def save(weights: Any, path: str) -> None:
+    """Write weights to a file that `load` can read.
+
+    Args:
+      weights: of the network.
+      path: of the .npz file.
+    """
+    np.savez(path, **{"/".join(k): np.asarray(v, np.float32) for k, v in flatten_dict(weights).items()})
+
+
+@functools.cache
+def _shipped(name: str) -> dict[str, np.ndarray]:
+    data = resources.files("gradpart_jax").joinpath("weights", f"{name}.npz").read_bytes()
+    with np.load(io.BytesIO(data)) as arrays:
+        return {key: arrays[key] for key in arrays.files}
+
+
+def load(name: str) -> Any:
+    """Load the weights that ship with the package; `python -m train.pretrain` made them.
+
+    Args:
+      name: of the family.
+
+    Returns:
+      The network's parameters.
+    """
+    return unflatten_dict(
+        {tuple(key.split("/")): jnp.asarray(value) for key, value in _shipped(name).items()}
+    )

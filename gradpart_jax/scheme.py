@@ -1,0 +1,75 @@
+"""The one interface of every compressor: a pair of pure functions over a flat vector."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gradpart_jax.accounting import Wire
+from gradpart_jax.exchange import AxisName
+from gradpart_jax.feedback import Sent
+from gradpart_jax.segments import Layout
+
+
+class SchemeState(NamedTuple):
+    """A compressor's own state, split by who holds it."""
+
+    shared: Any  # the same on every device, bit for bit
+    local: Any  # differs per device
+
+
+class Report(NamedTuple):
+    """What a compressor says of one step; the same on every device. S segments; regions are (sparse, key)."""
+
+    sent: jax.Array  # float32[]: entries sent, mean over devices
+    capacity: jax.Array  # int32[]: entries that fit into the payload
+    overflow: jax.Array  # float32[]: entries over the forecast thresholds that did not fit, mean over devices
+    threshold: jax.Array  # float32[S, 2]: magnitude above which a region begins, mean over devices
+    asked: jax.Array  # float32[S]: entries asked for
+    realised: jax.Array  # float32[S]: entries sent, mean over devices
+    segment_entropy: jax.Array  # float32[S]: of the forecast magnitude distribution, bits
+    forecast_error: jax.Array  # float32[]: log of the factor from forecast to exact thresholds, 0 is exact
+
+
+class Reduced(NamedTuple):
+    """One step's outcome."""
+
+    mean: jax.Array  # float32[n]: average of all devices' decoded payloads, the same on every device
+    sent: Sent | jax.Array  # this device's own payload, decoded
+    finite: jax.Array  # bool[]: whether every device's vector was finite, agreed by all
+    wire: Wire
+    report: Report
+
+
+class Scheme(NamedTuple):
+    """A compressor. `reduce(vector, state, layout, axis_name)` gives `(Reduced, new state)`."""
+
+    name: str
+    init: Callable[[Layout], SchemeState]
+    reduce: Callable[[jax.Array, SchemeState, Layout, AxisName], tuple[Reduced, SchemeState]]
+    capacity: Callable[[Layout], int]
+
+
+def dense_report(layout: Layout) -> Report:
+    """Report that every element was sent.
+
+    Args:
+      layout: the segments.
+
+    Returns:
+      A Report with no thresholds.
+    """
+    sizes = jnp.asarray(layout.sizes, jnp.float32)
+    return Report(
+        sent=jnp.float32(layout.elements),
+        capacity=jnp.int32(layout.elements),
+        overflow=jnp.float32(0.0),
+        threshold=jnp.zeros((layout.segments, 2), jnp.float32),
+        asked=sizes,
+        realised=sizes,
+        segment_entropy=jnp.zeros(layout.segments, jnp.float32),
+        forecast_error=jnp.float32(0.0),
+    )

@@ -1,0 +1,304 @@
+"""A Scheme as an optax gradient transformation, with its memory, statistics and per-device state."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradpart_jax import accounting, feedback
+from gradpart_jax.exchange import AxisName, axis_size
+from gradpart_jax.scheme import Report, Scheme, SchemeState, dense_report
+from gradpart_jax.segments import Layout, layout_of, ravel, segment_names, unravel
+
+
+class Stats(NamedTuple):
+    """Statistics of the last step, the same on every device. S segments (leaves); regions are (sparse, key).
+
+    Bits are float32, and 0 before the first step. With one device there is no wire: link bits are 0, link_ratio 1.
+    """
+
+    payload_bits: jax.Array  # float32[]: handed to collectives by one device, everything counted
+    link_bits: jax.Array  # float32[]: leaving one device by the collectives' algorithms
+    dense_payload_bits: jax.Array  # float32[]: what a float32 all-reduce would have been handed
+    dense_link_bits: jax.Array  # float32[]: what would have left the device in it
+    payload_ratio: jax.Array  # float32[]: dense_payload_bits / payload_bits
+    link_ratio: jax.Array  # float32[]: dense_link_bits / link_bits
+    sent: jax.Array  # float32[]: entries sent, mean over devices
+    capacity: jax.Array  # int32[]: entries that fit
+    overflow: jax.Array  # float32[]: entries over the forecast thresholds that did not fit, mean over devices
+    nonfinite: jax.Array  # int32[]: steps so far in which a gradient was not finite, and nothing was done
+    entropy: jax.Array  # float32[]: of the forecasts, bits, mean over elements
+    forecast_error: jax.Array  # float32[]: log of the factor from forecast to exact thresholds
+    threshold: jax.Array  # float32[S, 2]: magnitude at which each region begins
+    asked: jax.Array  # float32[S]: entries asked for
+    realised: jax.Array  # float32[S]: entries sent, mean over devices
+    segment_entropy: jax.Array  # float32[S]: bits
+
+
+class CompressState(NamedTuple):
+    """State of `compress`; `state_axes` says which of it differs per device."""
+
+    memory: feedback.Memory
+    scheme: SchemeState
+    stats: Stats
+
+
+def compress(
+    scheme: Scheme,
+    axis_name: AxisName = None,
+    *,
+    error_feedback: bool = True,
+    momentum: float | jax.Array | None = None,
+    memory_decay: float | jax.Array = 1.0,
+) -> optax.GradientTransformationExtraArgs:
+    """Exchange gradients by a compression scheme: local gradients in, their decompressed mean out.
+
+    With gradient g, memory m and scheme C, on each of W devices: a = g + m; every device receives the mean of C(a) over
+    devices; m' = decay (a - C(a)). With momentum correction (Lin et al., ICLR 2018), u' = momentum u + g takes g's
+    place, and u' is cleared where an entry was sent.
+
+    Chain it after clipping of the local gradient and before the optimizer. Pass *local* gradients: under
+    `jax.shard_map(check_vma=True)` gradients with respect to unvarying parameters arrive already summed, and
+    compressing them is wrong and saves nothing; cure it with `jax.lax.pcast(params, axis, to="varying")` before
+    `jax.grad`, or with check_vma=False.
+
+    Args:
+      scheme: what is sent and how, such as `gp.baselines.dense()`.
+      axis_name: the mapped axis (or tuple of axes) of pmap, vmap or shard_map; None is one device alone.
+      error_feedback: whether what is not sent is remembered.
+      momentum: of momentum correction, in [0, 1); None for none. Then use an optimizer without momentum of its own.
+      memory_decay: what the memory is multiplied by each step, in (0, 1].
+
+    Returns:
+      An `optax.GradientTransformationExtraArgs`; extra arguments are ignored.
+
+    Raises:
+      TypeError: scheme is not a Scheme, or (in init) a leaf is not real floating point.
+      ValueError: momentum or memory_decay out of range.
+
+    >>> import jax, jax.numpy as jnp, gradpart_jax as gp
+    >>> tx = gp.compress(gp.baselines.dense(), axis_name="w")
+    >>> states = jax.vmap(lambda _: tx.init(jnp.zeros(2)))(jnp.arange(4))
+    >>> gradients = jnp.arange(8.0).reshape(4, 2)
+    >>> jax.vmap(lambda g, s: tx.update(g, s)[0], axis_name="w")(gradients, states)[0]
+    Array([3., 4.], dtype=float32)
+    """
+    if not isinstance(scheme, Scheme):
+        raise TypeError(f"scheme={scheme!r} is not a Scheme: make one with gp.baselines or gp.gradpart")
+    check_number("momentum", momentum, at_least=0.0, below=1.0, optional=True)
+    check_number("memory_decay", memory_decay, above=0.0, at_most=1.0)
+    if momentum is not None and not error_feedback:
+        raise ValueError(
+            "momentum correction stands on the memory: leave error_feedback on, or momentum=None"
+        )
+
+    def init(params: Any) -> CompressState:
+        _check_leaves(params)
+        layout = layout_of(params)
+        return CompressState(
+            memory=feedback.init(layout, enabled=error_feedback, momentum=momentum is not None),
+            scheme=scheme.init(layout),
+            stats=_first_stats(layout, scheme),
+        )
+
+    def update(
+        updates: Any, state: CompressState, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, CompressState]:
+        del params, extra_args
+        layout = layout_of(updates)
+        _check_state(layout, state)
+        if layout.elements == 0:
+            return updates, state
+        gradient = ravel(updates, layout)
+        vector = feedback.add(gradient, state.memory)
+        reduced, scheme_state = scheme.reduce(vector, state.scheme, layout, axis_name)
+        memory = feedback.subtract(
+            gradient, state.memory, reduced.sent, reduced.finite, momentum=momentum, decay=memory_decay
+        )
+        scheme_state = jax.tree.map(
+            lambda new, old: jnp.where(reduced.finite, new, old), scheme_state, state.scheme
+        )
+        skipped = state.stats.nonfinite + (~reduced.finite).astype(jnp.int32)
+        dense = accounting.dense(layout, axis_size(axis_name))
+        stats = _stats(layout, reduced.wire, dense, reduced.report, skipped)
+        return unravel(reduced.mean, updates, layout), CompressState(memory, scheme_state, stats)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def stats(opt_state: Any) -> Stats:
+    """Read the statistics of the last step out of an optimizer's state.
+
+    Args:
+      opt_state: any pytree that holds the state of one `compress` (or `partition_compress`), however deep.
+
+    Returns:
+      Its Stats.
+
+    Raises:
+      ValueError: there is none, or there are several (then pass the part of the state that is meant).
+    """
+    return find_state(opt_state).stats
+
+
+def state_axes(opt_state: Any) -> Any:
+    """Say which leaves of an optimizer's state differ per device: 0, and which are replicated: None.
+
+    Use it as in_axes and out_axes of pmap, or map 0 to `P(axis)` and None to `P()` for shard_map.
+
+    Args:
+      opt_state: any pytree.
+
+    Returns:
+      The same structure with 0 or None in every leaf's place. The memory of `compress` differs, and the
+      accumulated gradients of `optax.MultiSteps`.
+
+    >>> import jax.numpy as jnp, gradpart_jax as gp
+    >>> state = gp.compress(gp.baselines.dense()).init(jnp.zeros(2))
+    >>> gp.state_axes(state).memory
+    Memory(residual=0, velocity=0)
+    """
+
+    def mark(node: Any) -> Any:
+        if isinstance(node, CompressState):
+            local = node._replace(
+                memory=jax.tree.map(lambda _: 0, node.memory),
+                scheme=SchemeState(
+                    *[_fill(part, axis) for part, axis in zip(node.scheme, (None, 0), strict=True)]
+                ),
+                stats=_fill(node.stats, None),
+            )
+            return local
+        if isinstance(node, optax.MultiStepsState):
+            outer = jax.tree.map(lambda _: None, node._replace(inner_opt_state=(), acc_grads=()))
+            return outer._replace(
+                inner_opt_state=state_axes(node.inner_opt_state), acc_grads=_fill(node.acc_grads, 0)
+            )
+        return None
+
+    return jax.tree.map(mark, opt_state, is_leaf=_is_marked)
+
+
+def check_number(
+    name: str,
+    value: Any,
+    *,
+    above: float = -math.inf,
+    at_least: float = -math.inf,
+    below: float = math.inf,
+    at_most: float = math.inf,
+    optional: bool = False,
+) -> None:
+    """Check that an argument is a real number within bounds; arrays, which schedules give, pass unchecked.
+
+    Args:
+      name: of the argument.
+      value: its value.
+      above: open lower bound.
+      at_least: closed lower bound.
+      below: open upper bound.
+      at_most: closed upper bound.
+      optional: whether None is allowed.
+
+    Raises:
+      TypeError: not a number.
+      ValueError: out of bounds.
+    """
+    if isinstance(value, jax.Array) or (optional and value is None):
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name}={value!r} is not a number" + (" or None" if optional else ""))
+    if not (above < value < below and at_least <= value <= at_most):
+        lower = f"at least {at_least:g}" if at_least > -math.inf else f"above {above:g}"
+        upper = f"at most {at_most:g}" if at_most < math.inf else f"below {below:g}"
+        wanted = [b for b in (lower, upper) if "inf" not in b]
+        raise ValueError(f"{name}={value!r} is out of range: give a number {' and '.join(wanted)}")
+
+
+def _is_marked(node: Any) -> bool:
+    return isinstance(node, CompressState | optax.MultiStepsState)
+
+
+def _fill(tree: Any, axis: int | None) -> Any:
+    return jax.tree.map(lambda _: axis, tree)
+
+
+def find_state(opt_state: Any) -> CompressState:
+    """Find the one state of `compress` in an optimizer's state.
+
+    Args:
+      opt_state: any pytree.
+
+    Returns:
+      The CompressState.
+
+    Raises:
+      ValueError: there is none, or there are several.
+    """
+    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, CompressState))
+    found = [node for node in nodes if isinstance(node, CompressState)]
+    if len(found) != 1:
+        raise ValueError(
+            f"opt_state holds {len(found)} states of gp.compress, not one: "
+            + ("pass the part that is meant" if found else "chain gp.partition_compress into the optimizer")
+        )
+    return found[0]
+
+
+def _check_leaves(params: Any) -> None:
+    for name, leaf in zip(segment_names(params), jax.tree.leaves(params), strict=True):
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                f"leaf {name!r} is {dtype}, and only real floating point can be compressed: "
+                "leave it out with optax.masked"
+            )
+
+
+def _check_state(layout: Layout, state: CompressState) -> None:
+    expected = state.stats.asked.shape[-1]
+    size = state.memory.residual.shape[-1]
+    if expected != layout.segments or size not in (0, layout.total):
+        raise ValueError(
+            f"updates have {layout.segments} leaves, {layout.total} elements with padding; the state was made for "
+            f"{expected} leaves, {size} elements: call init with the same tree as update"
+        )
+
+
+def _stats(
+    layout: Layout, wire: accounting.Wire, dense: accounting.Wire, report: Report, nonfinite: jax.Array
+) -> Stats:
+    sizes = jnp.asarray(layout.sizes, jnp.float32)
+    return Stats(
+        payload_bits=wire.payload_bits,
+        link_bits=wire.link_bits,
+        dense_payload_bits=dense.payload_bits,
+        dense_link_bits=dense.link_bits,
+        payload_ratio=_ratio(dense.payload_bits, wire.payload_bits),
+        link_ratio=_ratio(dense.link_bits, wire.link_bits),
+        sent=report.sent,
+        capacity=report.capacity,
+        overflow=report.overflow,
+        nonfinite=nonfinite,
+        entropy=jnp.sum(report.segment_entropy * sizes) / max(layout.elements, 1),
+        forecast_error=report.forecast_error,
+        threshold=report.threshold,
+        asked=report.asked,
+        realised=report.realised,
+        segment_entropy=report.segment_entropy,
+    )
+
+
+def _first_stats(layout: Layout, scheme: Scheme) -> Stats:
+    nothing = accounting.nothing()
+    report = jax.tree.map(jnp.zeros_like, dense_report(layout))
+    report = report._replace(capacity=jnp.int32(scheme.capacity(layout)))
+    return _stats(layout, nothing, nothing, report, jnp.int32(0))
+
+
+def _ratio(dense: jax.Array, used: jax.Array) -> jax.Array:
+    return jnp.where(used > 0, dense / jnp.maximum(used, 1.0), 1.0)

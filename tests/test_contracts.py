@@ -1,0 +1,455 @@
+"""The contracts of every compressor, end to end: conservation, replicas, bytes, composition, bad numbers."""
+
+import functools
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from flax.training.train_state import TrainState
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.sharding import NamedSharding, PartitionSpec
+
+import gradpart_jax as gp
+
+W = 4
+AXIS = "w"
+PARAMS = {"bias": jnp.zeros(7), "kernel": jnp.zeros((40, 50)), "scale": jnp.zeros(())}
+# Small trees have little room: 1.5 bits an element keeps all regions in play.
+partition = functools.partial(gp.partition_compress, bits_per_element=1.5)
+
+
+def gradients(seed: int, like=PARAMS, devices: int = W, dtype=jnp.float32):
+    """Heavy-tailed gradients with a part that all devices share, stacked."""
+    leaves, structure = jax.tree.flatten(like)
+    keys = jax.random.split(jax.random.key(seed), 2 * len(leaves))
+    made = [
+        (jax.random.laplace(a, (devices, *leaf.shape)) ** 3 + jax.random.normal(b, (1, *leaf.shape))).astype(dtype)
+        for leaf, a, b in zip(leaves, keys[::2], keys[1::2], strict=True)
+    ]
+    return jax.tree.unflatten(structure, made)
+
+
+def stack(state, devices: int = W):
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (devices, *jnp.shape(x))), state)
+
+
+@functools.cache
+def many(tx):
+    """W devices by vmap over stacked gradients and states."""
+    return jax.jit(jax.vmap(lambda g, s: tx.update(g, s), axis_name=AXIS))
+
+
+def flat(tree, devices: int = W) -> np.ndarray:
+    return np.concatenate(
+        [np.asarray(x, np.float64).reshape(devices, -1) for x in jax.tree.leaves(tree)], axis=1
+    )
+
+
+def assert_equal(a, b) -> None:
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def unpadded(memory: jax.Array, like=PARAMS) -> np.ndarray:
+    parts, at = [], 0
+    for leaf in jax.tree.leaves(like):
+        parts.append(np.asarray(memory)[:, at : at + leaf.size])
+        at += -(-leaf.size // 32) * 32
+    return np.concatenate(parts, axis=1).astype(np.float64)
+
+
+DEFAULT = partition(AXIS)
+WARM = partition(AXIS, warmup_steps=2, momentum=0.9, learn_every=3)
+DENSE = gp.dense_mean(AXIS)
+
+
+def test_replicas_are_bit_equal_for_200_steps_under_pmap_and_equal_vmap_and_shard_map() -> None:
+    """The same updates, bit for bit, three ways; the pmapped step is traced once."""
+    tx = partition(AXIS, learn_every=20, momentum=0.5)
+    state = tx.init(PARAMS)
+    axes = gp.state_axes(state)
+    traces = 0
+
+    def step(g, s):
+        nonlocal traces
+        traces += 1
+        return tx.update(g, s)
+
+    mesh = jax.make_mesh((W,), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
+    specs = jax.tree.map(
+        lambda a: PartitionSpec() if a is None else PartitionSpec(AXIS), axes, is_leaf=lambda a: a is None
+    )
+    by_pmap = jax.pmap(step, AXIS, in_axes=(0, axes), out_axes=(0, axes))
+
+    def on_shard(g, s):
+        local = jax.tree.map(lambda x, a: x if a is None else x[0], s, axes, is_leaf=lambda a: a is None)
+        out, new = tx.update(jax.tree.map(lambda x: x[0], g), local)
+        new = jax.tree.map(lambda x, a: x if a is None else x[None], new, axes, is_leaf=lambda a: a is None)
+        return jax.tree.map(lambda x: x[None], out), new
+
+    by_shard = jax.jit(
+        jax.shard_map(
+            on_shard,
+            mesh=mesh,
+            in_specs=(PartitionSpec(AXIS), specs),
+            out_specs=(PartitionSpec(AXIS), specs),
+            check_vma=False,
+        )
+    )
+    place = lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec))  # noqa: E731
+    mixed = jax.tree.map(
+        lambda x, a: x if a is None else jnp.broadcast_to(x, (W, *x.shape)),
+        state,
+        axes,
+        is_leaf=lambda a: a is None,
+    )
+    p_state = jax.tree.map(place, mixed, specs)
+    s_state, v_state = mixed, stack(state)
+    for i in range(200):
+        g = gradients(i)
+        p_out, p_state = by_pmap(jax.tree.map(lambda x: place(x, PartitionSpec(AXIS)), g), p_state)
+        if i < 25:
+            v_out, v_state = many(tx)(g, v_state)
+            s_out, s_state = by_shard(g, s_state)
+            assert_equal(p_out, v_out)
+            assert_equal(p_out, s_out)
+        for leaf in jax.tree.leaves(p_out):
+            assert (np.asarray(leaf) == np.asarray(leaf)[0]).all()
+    for leaf, axis in zip(
+        jax.tree.leaves(p_state), jax.tree.leaves(axes, is_leaf=lambda a: a is None), strict=True
+    ):
+        if axis is None:
+            copies = [np.asarray(shard.data) for shard in leaf.addressable_shards]
+            assert all((c == copies[0]).all() for c in copies)
+    assert traces == 1
+
+
+@pytest.mark.parametrize("tx", [DEFAULT, WARM, DENSE], ids=["partition", "warm", "dense"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_dtypes_and_state_stay(tx, dtype) -> None:
+    like = jax.tree.map(lambda x: x.astype(dtype), PARAMS)
+    state = stack(tx.init(like))
+    out, new = many(tx)(gradients(0, like, dtype=dtype), state)
+    kinds = jax.tree.map(lambda x: (x.shape[1:], x.dtype), out)
+    assert kinds == jax.tree.map(lambda x: (x.shape, x.dtype), like)
+    same = jax.tree.map(lambda a, b: a.shape == b.shape and a.dtype == b.dtype, state, new)
+    assert all(jax.tree.leaves(same))
+    assert jax.tree.structure(state) == jax.tree.structure(new)
+    assert all(
+        x.dtype == jnp.float32 for x in jax.tree.leaves(new[0] if dtype == jnp.float32 else new.memory)
+    )
+
+
+@given(seed=st.integers(0, 2**31 - 1), scale=st.sampled_from([1e-20, 1e-3, 1.0, 1e12]))
+def test_conservation(seed: int, scale: float) -> None:
+    """What went in equals what was sent and what is remembered, for ten steps, summed over devices."""
+    state = stack(DEFAULT.init(PARAMS))
+    for i in range(3):
+        g = jax.tree.map(lambda x: x * scale, gradients(seed % 1000 + i))
+        before = unpadded(state.memory.residual) + flat(g)
+        out, state = many(DEFAULT)(g, state)
+        sent = before - unpadded(state.memory.residual)
+        np.testing.assert_allclose(flat(out)[0], sent.mean(0), rtol=3e-6, atol=1e-6 * np.abs(before).max())
+
+
+def test_what_is_not_sent_is_kept_exactly_and_what_is_sent_leaves_an_exact_rest() -> None:
+    """One device: a - decoded is exact where decoded is within a factor two of a, and a where nothing was sent."""
+    tx = partition()
+    state = tx.init(PARAMS)
+    update = jax.jit(tx.update)
+    exact = total = 0
+    for i in range(20):
+        g = jax.tree.map(lambda x: x[0], gradients(i))
+        a = unpadded(state.memory.residual[None])[0].astype(np.float32) + flat(
+            jax.tree.map(lambda x: x[None], g), 1
+        )[0].astype(np.float32)
+        out, state = update(g, state)
+        decoded = flat(jax.tree.map(lambda x: x[None], out), 1)[0]
+        rest = unpadded(state.memory.residual[None])[0]
+        quiet = decoded == 0
+        np.testing.assert_array_equal(rest[quiet], a[quiet])
+        within = ~quiet & (np.abs(decoded) <= 2 * np.abs(a)) & (2 * np.abs(decoded) >= np.abs(a))
+        np.testing.assert_array_equal((a.astype(np.float64) - decoded)[within], rest[within])
+        exact, total = exact + within.sum(), total + (~quiet).sum()
+    assert exact > 0.9 * total > 0
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
+@pytest.mark.parametrize("tx", [DEFAULT, WARM, DENSE], ids=["partition", "warm", "dense"])
+def test_a_nonfinite_gradient_on_one_device_changes_nothing_anywhere(tx, bad: float) -> None:
+    state = stack(tx.init(PARAMS))
+    for i in range(3):
+        _, state = many(tx)(gradients(i), state)
+    g = gradients(9)
+    g["kernel"] = g["kernel"].at[2, 5, 5].set(bad)
+    out, new = many(tx)(g, state)
+    assert_equal(out, jax.tree.map(jnp.zeros_like, out))
+    assert_equal(new.memory, state.memory)
+    assert_equal(new.scheme, state.scheme)
+    assert (new.stats.nonfinite == 1).all()
+    _, again = many(tx)(gradients(10), new)
+    assert (again.stats.nonfinite == 1).all()
+
+
+def test_zero_gradients_are_zero_and_do_no_harm() -> None:
+    state = stack(DEFAULT.init(PARAMS))
+    zeros = jax.tree.map(jnp.zeros_like, gradients(0))
+    for _ in range(3):
+        out, state = many(DEFAULT)(zeros, state)
+        assert_equal(out, zeros)
+    for i in range(5):
+        out, state = many(DEFAULT)(gradients(i), state)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
+    assert gp.stats(state).sent[0] > 0.9 * gp.stats(state).capacity[0]
+
+
+@pytest.mark.parametrize(
+    "like",
+    [
+        jnp.zeros(()),
+        jnp.zeros(1),
+        {"a": jnp.zeros(0), "b": jnp.zeros(3)},
+        [jnp.zeros(0)],
+        {},
+        [jnp.zeros((3, 0, 2)), jnp.zeros(3000)],
+    ],
+    ids=["scalar", "one", "empty and three", "empty", "none", "empty and many"],
+)
+def test_odd_trees(like) -> None:
+    tx = gp.partition_compress(AXIS, bits_per_element=1.0)
+    g = gradients(0, like)
+    state = stack(tx.init(like))
+    out, state = many(tx)(g, state)
+    assert jax.tree.structure(out) == jax.tree.structure(g)
+    if sum(x.size for x in jax.tree.leaves(like)) <= 3:
+        jax.tree.map(lambda o, x: np.testing.assert_allclose(o[0], x.mean(0), rtol=1e-6), out, g)
+
+
+def test_capacity_for_all_is_the_dense_mean() -> None:
+    tx = gp.partition_compress(AXIS, ratio=1)
+    g = gradients(3)
+    out, _ = many(tx)(g, stack(tx.init(PARAMS)))
+    dense, _ = many(DENSE)(g, stack(DENSE.init(PARAMS)))
+    assert_equal(out, dense)
+
+
+def test_dense_warm_up_is_the_dense_mean_and_counts_as_such() -> None:
+    tx = partition(AXIS, warmup_steps=2)
+    state = stack(tx.init(PARAMS))
+    for i in range(3):
+        g = gradients(i)
+        out, state = many(tx)(g, state)
+        stats = gp.stats(state)
+        if i < 2:
+            assert_equal(out, many(DENSE)(g, stack(DENSE.init(PARAMS)))[0])
+            assert stats.payload_ratio[0] <= 1.0
+            assert not np.asarray(state.memory.residual).any()
+        else:
+            assert stats.payload_ratio[0] > 15.0
+
+
+def test_the_budget_holds_on_average_everything_counted() -> None:
+    like = {"w": jnp.zeros((200, 200)), "b": jnp.zeros(200)}
+    tx = gp.partition_compress(AXIS, ratio=50)
+    state, bits = stack(tx.init(like)), []
+    every = 64
+    for i in range(every):
+        _, state = many(tx)(gradients(i % 4, like), state)
+        bits.append(float(gp.stats(state).payload_bits[0]))
+    elements = 40_200
+    assert np.mean(bits) <= 32 / 50 * elements * 1.02
+    assert bits[1] <= 32 / 50 * elements
+
+
+def test_the_accounting_is_what_the_compiled_collectives_carry() -> None:
+    """Operand sizes read from the compiled text of a step without, and of one with, its histogram."""
+    tx = partition(AXIS, learn_every=5)
+    state = tx.init(PARAMS)
+    axes = gp.state_axes(state)
+    mixed = jax.tree.map(lambda x, a: x if a is None else stack(x), state, axes, is_leaf=lambda a: a is None)
+    step = jax.pmap(tx.update, AXIS, in_axes=(0, axes), out_axes=(0, axes))
+    text = step.lower(gradients(0), mixed).compile().as_text()
+    gathers = [
+        np.prod([int(n) for n in m.split(",")])
+        for m in re.findall(r"= u32\[([\d,]+)\]\S* all-gather\(", text)
+    ]
+    reduces = re.findall(r"= (?:s32|f32)\[([\d,]*)\]\S* all-reduce\(", text)
+    together = re.findall(r"= \(([^)]*)\) all-reduce\(", text)
+    sizes = [m for m in reduces] + [m for t in together for m in re.findall(r"(?:s32|f32)\[([\d,]*)\]", t)]
+    reduced = sum(int(np.prod([int(n) for n in m.split(",") if n])) for m in sizes)
+    others = re.findall(r"(?:all-to-all|collective-permute|reduce-scatter|collective-broadcast)\(", text)
+    assert not others
+    assert len(gathers) == 1
+    _, mixed = step(gradients(0), mixed)
+    first = gp.stats(mixed)
+    _, mixed = step(gradients(1), mixed)
+    second = gp.stats(mixed)
+    payload = 32 * gathers[0] / W
+    assert float(second.payload_bits) == payload
+    assert float(second.link_bits) == payload * (W - 1)
+    assert float(first.payload_bits) == payload + 32 * reduced
+    assert float(first.link_bits) == payload * (W - 1) + 32 * reduced * 2 * (W - 1) / W
+    elements = sum(x.size for x in jax.tree.leaves(PARAMS))
+    assert float(first.dense_payload_bits) == 32 * elements
+    assert float(first.dense_link_bits) == 32 * elements * 2 * (W - 1) / W
+
+
+def test_a_state_stacked_whole_works_under_pmap() -> None:
+    state = stack(DEFAULT.init(PARAMS))
+    out, new = jax.pmap(DEFAULT.update, AXIS)(gradients(0), state)
+    expected, _ = many(DEFAULT)(gradients(0), state)
+    assert_equal(out, expected)
+    assert gp.stats(new).sent.shape == (W,)
+
+
+def test_already_summed_gradients_of_shard_map_and_their_cure() -> None:
+    """Under check_vma=True gradients of unvarying parameters arrive summed; pcast makes them local again."""
+    mesh = jax.make_mesh((W,), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def gradient(cured: bool):
+        def local(w, x):
+            if cured:
+                w = jax.lax.pcast(w, AXIS, to="varying")
+            return jax.grad(lambda w: jnp.sum(w * x))(w)[None]
+
+        run = jax.shard_map(
+            local,
+            mesh=mesh,
+            in_specs=(PartitionSpec(), PartitionSpec(AXIS)),
+            out_specs=PartitionSpec(AXIS) if cured else PartitionSpec(None),
+        )
+        return np.asarray(run(jnp.float32(1.0), jnp.arange(4.0)))
+
+    assert gradient(cured=True).tolist() == [0.0, 1.0, 2.0, 3.0]
+    assert gradient(cured=False).tolist() == [6.0]
+
+
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(1)(nn.relu(nn.Dense(64)(x)))
+
+
+X = jax.random.normal(jax.random.key(0), (64, 16))
+Y = jnp.sum(X[:, :3], axis=1, keepdims=True)
+
+
+def squared(params) -> jax.Array:
+    return jnp.mean((Net().apply(params, X) - Y) ** 2)
+
+
+def run(tx, steps: int = 60) -> float:
+    state = TrainState.create(apply_fn=Net().apply, params=Net().init(jax.random.key(1), X), tx=tx)
+
+    @jax.jit
+    def step(state):
+        return state.apply_gradients(grads=jax.grad(squared)(state.params))
+
+    for _ in range(steps):
+        state = step(state)
+    return float(squared(state.params))
+
+
+COMPOSED = {
+    "chain": lambda: optax.chain(optax.clip_by_global_norm(1.0), partition(), optax.sgd(0.1)),
+    "masked": lambda: optax.chain(
+        optax.masked(partition(), lambda p: jax.tree.map(lambda x: x.ndim > 1, p)), optax.adam(1e-2)
+    ),
+    "multi_transform": lambda: optax.chain(
+        optax.multi_transform(
+            {"big": partition(), "small": gp.dense_mean()},
+            lambda p: jax.tree.map(lambda x: "big" if x.ndim > 1 else "small", p),
+        ),
+        optax.adam(1e-2),
+    ),
+    "inject_hyperparams": lambda: optax.chain(
+        optax.inject_hyperparams(gp.partition_compress, static_args=gp.STATIC_ARGS)(
+            bits_per_element=1.5, memory_decay=optax.linear_schedule(0.9, 1.0, 10)
+        ),
+        optax.adam(1e-2),
+    ),
+    "MultiSteps": lambda: optax.MultiSteps(
+        optax.chain(partition(), optax.adam(2e-2)), every_k_schedule=2
+    ).gradient_transformation(),
+    "apply_if_finite": lambda: optax.apply_if_finite(optax.chain(partition(), optax.adam(1e-2)), 3),
+}
+
+
+@pytest.mark.parametrize("name", COMPOSED)
+def test_it_composes_and_learns(name: str) -> None:
+    assert run(COMPOSED[name]()) < 0.5 * float(squared(Net().init(jax.random.key(1), X)))
+
+
+def test_it_composes_with_nnx_optimizer() -> None:
+    model = nnx.Linear(16, 1, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(
+        model, optax.chain(gp.partition_compress(bits_per_element=8.0), optax.sgd(0.1)), wrt=nnx.Param
+    )
+    loss = lambda m: jnp.mean((m(X) - Y) ** 2)  # noqa: E731
+    before = float(loss(model))
+    for _ in range(20):
+        optimizer.update(model, nnx.grad(loss)(model))
+    assert float(loss(model)) < 0.5 * before
+
+
+def test_the_state_is_a_scan_carry() -> None:
+    def body(state, g):
+        out, state = DEFAULT_ALONE.update(g, state, value=1.0)
+        return state, optax.tree.norm(out)
+
+    stacked = jax.tree.map(
+        lambda *x: jnp.stack(x), *[jax.tree.map(lambda x: x[0], gradients(i)) for i in range(3)]
+    )
+    state, norms = jax.lax.scan(body, DEFAULT_ALONE.init(PARAMS), stacked)
+    assert norms.shape == (3,)
+    assert (norms > 0).all()
+
+
+DEFAULT_ALONE = partition()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"ratio": 100, "bits_per_element": 0.3}, ValueError, "give one of them"),
+        ({"ratio": 0.5}, ValueError, "ratio=0.5"),
+        ({"ratio": "high"}, TypeError, "ratio='high'"),
+        ({"bits_per_element": 0.0}, ValueError, "bits_per_element=0.0"),
+        ({"bits_per_element": 33}, ValueError, "bits_per_element=33"),
+        ({"bits_per_element": float("nan")}, ValueError, "bits_per_element=nan"),
+        ({"bits_per_element": jnp.float32(0.3)}, TypeError, "STATIC_ARGS"),
+        ({"momentum": 1.0}, ValueError, "momentum=1.0"),
+        ({"momentum": 0.9, "error_feedback": False}, ValueError, "error_feedback"),
+        ({"memory_decay": 0.0}, ValueError, "memory_decay=0.0"),
+        ({"warmup_steps": -1}, ValueError, "warmup_steps=-1"),
+        ({"warmup_steps": 1.5}, TypeError, "warmup_steps=1.5"),
+        ({"learn_every": -2}, ValueError, "learn_every=-2"),
+        ({"key_bits": 1}, ValueError, "key_bits=1"),
+        ({"family": "cauchy"}, ValueError, "laplace"),
+        ({"entropy_rule": "none"}, ValueError, "perplexity"),
+        ({"seed": "a"}, TypeError, "seed='a'"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, error, words: str) -> None:
+    with pytest.raises(error, match=re.escape(words)):
+        gp.partition_compress(**arguments)
+
+
+def test_bad_trees_and_states_are_named() -> None:
+    with pytest.raises(TypeError, match="'a' is int32"):
+        DEFAULT.init({"a": jnp.zeros(3, jnp.int32)})
+    with pytest.raises(TypeError, match="not a Scheme"):
+        gp.compress("topk")
+    with pytest.raises(ValueError, match="call init with the same tree"):
+        DEFAULT_ALONE.update({"other": jnp.zeros(5)}, DEFAULT_ALONE.init(PARAMS))
+    with pytest.raises(ValueError, match="0 states"):
+        gp.stats(optax.sgd(0.1).init(PARAMS))
+    with pytest.raises(ValueError, match="2 states"):
+        gp.stats((DEFAULT.init(PARAMS), DEFAULT.init(PARAMS)))
+    with pytest.raises(ValueError, match="no forecast"):
+        gp.inspect(DENSE.init(PARAMS))

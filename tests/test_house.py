@@ -1,0 +1,95 @@
+"""The house's rules: who may import whom, and what a user of the library must install."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "gradpart_jax"
+
+# Each room stands on rooms of the floors below its own, never beside or above, but for the pairs named here.
+FLOORS = (
+    {"_version", "families", "bits", "segments"},
+    {"buffers", "codecs", "exchange"},
+    {"feedback", "accounting", "regions", "predictor", "payload"},
+    {"scheme"},
+    {"baselines.*"},
+    {"gradpart", "transform", "baselines"},
+    {"compressors"},
+    {"__init__"},
+)
+OUTSIDE = {"jax", "flax", "optax", "chex", "numpy"}
+
+
+def rooms() -> dict[str, ast.Module]:
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        found[name.removesuffix(".__init__")] = ast.parse(path.read_text())
+    return found
+
+
+def imports(tree: ast.Module) -> set[str]:
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            assert node.module is not None
+            found |= {
+                f"{node.module}.{a.name}" if node.module == "gradpart_jax" else node.module
+                for a in node.names
+            }
+    return found
+
+
+def floor(room: str) -> int:
+    kind = "baselines.*" if room.startswith("baselines.") else room
+    found = [i for i, names in enumerate(FLOORS) if kind in names]
+    assert found, f"{room} has no floor: add it to FLOORS"
+    return found[0]
+
+
+@pytest.mark.parametrize("room", rooms())
+def test_imports_go_down(room: str) -> None:
+    for name in imports(rooms()[room]):
+        top, _, rest = name.partition(".")
+        if top == "gradpart_jax":
+            assert floor(rest or "__init__") < floor(room), f"{room} imports {rest}, which is not below it"
+        else:
+            assert top in OUTSIDE | sys.stdlib_module_names, (
+                f"{room} imports {top}, which users need not have"
+            )
+
+
+def test_collectives_stand_only_in_exchange_and_flax_only_in_the_predictor() -> None:
+    collectives = {
+        "psum",
+        "pmean",
+        "pmax",
+        "pmin",
+        "all_gather",
+        "all_to_all",
+        "ppermute",
+        "psum_scatter",
+        "axis_size",
+    }
+    for room, tree in rooms().items():
+        used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        from_lax = {n for n in used & collectives if n != "axis_size"}
+        assert room == "exchange" or not from_lax, f"{room} uses {from_lax}"
+        assert room == "predictor" or not any(i.split(".")[0] == "flax" for i in imports(tree)), room
+
+
+def test_importing_the_library_starts_no_backend_and_loads_no_extra() -> None:
+    code = (
+        "import sys, jax, gradpart_jax; from jax._src import xla_bridge;"
+        "assert not xla_bridge._backends, 'a backend was started';"
+        "loaded = {m.split('.')[0] for m in sys.modules};"
+        "print(sorted(loaded & {'tensorflow_datasets', 'matplotlib', 'tyro', 'sklearn', 'train'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
