@@ -207,15 +207,16 @@ def pack(codes: jax.Array, width: int) -> jax.Array:
     """
     _check_width(width)
     size = codes.shape[0]
-    # Thirty-two codes make `width` whole words, with shifts that are known beforehand.
-    groups = jnp.pad(codes, (0, -size % WORD)).reshape(-1, WORD)
-    words: list[jax.Array] = [jnp.zeros(groups.shape[0], jnp.uint32)] * width
-    for i in range(WORD):
-        at, shift = divmod(i * width, WORD)
-        words[at] = words[at] | groups[:, i] << shift
-        if shift + width > WORD:
-            words[at + 1] = words[at + 1] | groups[:, i] >> (WORD - shift)
-    return jnp.stack(words, axis=1).reshape(-1)[: -(-size * width // WORD)]
+    # Thirty-two codes make `width` whole words; a word gathers the few codes that reach into it. One gather compiles
+    # to one small kernel, where 32 slices with static shifts would compile to as many large ones.
+    word = jnp.arange(-(-size * width // WORD), dtype=jnp.int32)[:, None]
+    group, bit = word // width, WORD * (word % width)
+    code = bit // width + jnp.arange((WORD - 2) // width + 2, dtype=jnp.int32)[None, :]
+    at = code * width - bit
+    reaches = (at < WORD) & (code < WORD)
+    values = codes.at[jnp.where(reaches, group * WORD + code, size)].get(mode="fill", fill_value=0)
+    right = (values >> jnp.clip(-at, 0, 31).astype(jnp.uint32)) << jnp.clip(at, 0, 31).astype(jnp.uint32)
+    return jnp.sum(right, axis=1, dtype=jnp.uint32)
 
 
 def unpack(words: jax.Array, size: int, width: int) -> jax.Array:
@@ -230,17 +231,14 @@ def unpack(words: jax.Array, size: int, width: int) -> jax.Array:
       uint32[size].
     """
     _check_width(width)
-    count = -(-size // WORD)
-    groups = jnp.pad(words, (0, count * width - words.shape[0])).reshape(count, width)
-    limit = jnp.uint32((1 << width) - 1)
-    codes = []
-    for i in range(WORD):
-        at, shift = divmod(i * width, WORD)
-        code = groups[:, at] >> shift
-        if shift + width > WORD:
-            code = code | groups[:, at + 1] << (WORD - shift)
-        codes.append(code & limit)
-    return jnp.stack(codes, axis=1).reshape(-1)[:size]
+    index = jnp.arange(size, dtype=jnp.int32)
+    bit = index % WORD * width
+    at, shift = index // WORD * width + bit // WORD, (bit % WORD).astype(jnp.uint32)
+    low = words[at] >> shift
+    if WORD % width:
+        following = words.at[at + 1].get(mode="fill", fill_value=0)
+        low = low | jnp.where(shift > 0, following << (WORD - jnp.maximum(shift, 1)), jnp.uint32(0))
+    return low & jnp.uint32((1 << width) - 1)
 
 
 def _running_max(values: jax.Array) -> jax.Array:

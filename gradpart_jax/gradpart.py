@@ -210,7 +210,8 @@ def _sparse_step(
     shape = sizes.format
     assert shape is not None
     bases = Bases(regions.key, regions.level)
-    chosen, finite = _select(vector, regions, slope, step, sizes, layout)
+    regions, slope = jax.lax.optimization_barrier((regions, slope))
+    chosen, finite = jax.lax.optimization_barrier(_select(vector, regions, slope, step, sizes, layout))
     words, own = _encode(chosen, bases, finite, shape, layout)
     payloads = gather_payloads(words, axis_name)
     headers = shape.header(payloads)
@@ -275,7 +276,7 @@ def _select(
     flags = ~(jnp.abs(vector).reshape(-1, 32) <= threshold[:, None])
     words = bitmask(flags.reshape(-1))
     kept = keep(words, sizes.candidates, step)
-    positions, _ = select(kept, sizes.candidates)
+    positions, _ = jax.lax.optimization_barrier(select(jax.lax.optimization_barrier(kept), sizes.candidates))
     candidates = jnp.sum(jax.lax.population_count(words).astype(jnp.int32))
     values = gather(vector, positions)
     finite = jnp.all(jnp.isfinite(values))
