@@ -1,12 +1,13 @@
-"""Every collective of the package; nothing else knows what an axis name is.
+"""Every collective of the package, and what keeps devices bit-equal; nothing else knows what an axis name is.
 
 `None` stands for one device alone: the same results that a mapped axis of size one would give, with no collective.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from typing import TypeAlias
+import functools
+from collections.abc import Callable, Hashable
+from typing import Any, TypeAlias
 
 import jax
 
@@ -65,3 +66,27 @@ def greatest(values: jax.Array, axis_name: AxisName) -> jax.Array:
       [...], the same on every device.
     """
     return values if axis_name is None else jax.lax.pmax(values, axis_name)
+
+
+def isolated(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function of replicated values alike wherever it stands, under vmap too.
+
+    A compiler fuses, contracts and orders sums by shape and neighbourhood, and so rounds the same expression otherwise
+    in a batched program than in an unbatched one. Barriers keep the neighbours out, and under vmap the function runs
+    one device at a time, in its own shapes.
+
+    Args:
+      function: small, without collectives; keyword arguments are static.
+
+    Returns:
+      The same function of the same values, to the last bit.
+    """
+
+    def run(*arguments: Any, **static: Any) -> Any:
+        def inner(*arguments: Any) -> Any:
+            fixed = functools.partial(function, **static)
+            return jax.lax.optimization_barrier(fixed(*jax.lax.optimization_barrier(arguments)))
+
+        return jax.custom_batching.sequential_vmap(inner)(*arguments)
+
+    return run

@@ -165,14 +165,13 @@ def state_axes(opt_state: Any) -> Any:
 
     def mark(node: Any) -> Any:
         if isinstance(node, CompressState):
-            local = node._replace(
+            return node._replace(
                 memory=jax.tree.map(lambda _: 0, node.memory),
                 scheme=SchemeState(
                     *[_fill(part, axis) for part, axis in zip(node.scheme, (None, 0), strict=True)]
                 ),
                 stats=_fill(node.stats, None),
             )
-            return local
         if isinstance(node, optax.MultiStepsState):
             outer = jax.tree.map(lambda _: None, node._replace(inner_opt_state=(), acc_grads=()))
             return outer._replace(
@@ -264,7 +263,7 @@ def _check_state(layout: Layout, state: CompressState) -> None:
     size = state.memory.residual.shape[-1]
     if expected != layout.segments or size not in (0, layout.total):
         raise ValueError(
-            f"updates have {layout.segments} leaves, {layout.total} elements with padding; the state was made for "
+            f"updates have {layout.segments} leaves, {layout.total} padded elements; the state was made for "
             f"{expected} leaves, {size} elements: call init with the same tree as update"
         )
 

@@ -29,7 +29,9 @@ def gradients(seed: int, like=PARAMS, devices: int = W, dtype=jnp.float32):
     leaves, structure = jax.tree.flatten(like)
     keys = jax.random.split(jax.random.key(seed), 2 * len(leaves))
     made = [
-        (jax.random.laplace(a, (devices, *leaf.shape)) ** 3 + jax.random.normal(b, (1, *leaf.shape))).astype(dtype)
+        (jax.random.laplace(a, (devices, *leaf.shape)) ** 3 + jax.random.normal(b, (1, *leaf.shape))).astype(
+            dtype
+        )
         for leaf, a, b in zip(leaves, keys[::2], keys[1::2], strict=True)
     ]
     return jax.tree.unflatten(structure, made)

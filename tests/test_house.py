@@ -14,7 +14,7 @@ FLOORS = (
     {"_version", "families", "bits", "segments"},
     {"buffers", "codecs", "exchange"},
     {"feedback", "accounting", "regions", "predictor", "payload"},
-    {"scheme"},
+    {"scheme", "selection"},
     {"baselines.*"},
     {"gradpart", "transform", "baselines"},
     {"compressors"},

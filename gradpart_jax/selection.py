@@ -1,0 +1,151 @@
+"""From a vector and thresholds to a payload and back: select in one pass, trim to what fits, encode, decode."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gradpart_jax.bits import WORD, bitmask, keep, popcount, select
+from gradpart_jax.buffers import Buffer, compact, gather, largest
+from gradpart_jax.exchange import isolated
+from gradpart_jax.payload import Bases, Contents, Header, PayloadFormat, bfloat16_factor
+from gradpart_jax.regions import Regions
+from gradpart_jax.segments import Layout, segment_of, spread
+
+MARGIN = 1.25  # candidates proposed over entries sent
+
+
+class Chosen(NamedTuple):
+    """This device's selection, before its values are coded."""
+
+    key: Buffer
+    sparse: Buffer
+    candidates: jax.Array  # int32[]
+    trim: jax.Array  # float32[]
+    key_scale: jax.Array  # float32[]
+
+
+def choose(
+    vector: jax.Array,
+    regions: Regions,
+    proposal: jax.Array,
+    slope: jax.Array,
+    turn: jax.Array,
+    shape: PayloadFormat,
+    room: int,
+    layout: Layout,
+) -> tuple[Chosen, jax.Array]:
+    """Read the vector once, gather what lies above the thresholds, trim it to what the payload holds.
+
+    Args:
+      vector: float32[n].
+      regions: the forecast's thresholds, for the asked-for counts.
+      proposal: float32[S], lower thresholds, which let MARGIN times as many through.
+      slope: float32[], -d log threshold / d log count.
+      turn: int32[], a step counter.
+      shape: of the payload.
+      room: entries that the buffer of candidates holds.
+      layout: the segments.
+
+    Returns:
+      What is to be sent; bool[], whether the vector is finite.
+    """
+    # Not "above", but "not at or below": a NaN is a candidate too, so that no separate pass need look for one.
+    over = ~(jnp.abs(vector).reshape(-1, WORD) <= spread(proposal, layout)[:, None])
+    words = jax.lax.optimization_barrier(bitmask(over.reshape(-1)))
+    candidates = jnp.sum(popcount(words))
+    positions, _ = jax.lax.optimization_barrier(select(keep(words, room, turn), room))
+    values = gather(vector, positions)
+    finite = jnp.all(jnp.isfinite(values))
+    if room < layout.total:
+        crowded = candidates > room
+        finite &= jax.lax.cond(crowded, lambda v: jnp.all(jnp.isfinite(v)), lambda _: jnp.bool_(True), vector)
+    values = jnp.nan_to_num(values)
+    entries = shape.key_capacity + shape.sparse_capacity
+    score = jnp.abs(values) / regions.sparse[segment_of(positions, layout)]
+    flagged, trim = largest(score, jnp.minimum(candidates, room), entries, turn)
+    sent = compact(positions, values, flagged, entries, layout.total)
+    score = jnp.abs(sent.values) / regions.key[segment_of(sent.indices, layout)]
+    is_key, key_scale = largest(score, sent.count, shape.key_capacity, turn)
+    is_sparse = (jnp.arange(entries) < sent.count) & ~is_key
+    key = compact(sent.indices, sent.values, is_key, shape.key_capacity, layout.total)
+    sparse = compact(sent.indices, sent.values, is_sparse, shape.sparse_capacity, layout.total)
+    # A payload that is not full says nothing of the exact threshold but that it is lower: by about what is missing.
+    short = isolated(_shortfall)(sent.count, slope, entries=entries)
+    trim = jnp.where(sent.count < entries, short, trim)
+    factors = [jnp.clip(bfloat16_factor(f), 1e-30, 1e29) for f in (trim, key_scale)]
+    return Chosen(key, sparse, candidates, *factors), finite
+
+
+def _shortfall(count: jax.Array, slope: jax.Array, entries: int) -> jax.Array:
+    filled = (count.astype(jnp.float32) + 1.0) / (MARGIN * (entries + 1.0))
+    return jnp.maximum(filled, 0.01) ** slope
+
+
+def encode(
+    chosen: Chosen, bases: Bases, finite: jax.Array, shape: PayloadFormat, layout: Layout
+) -> tuple[jax.Array, Contents]:
+    """Encode what is to be sent.
+
+    Args:
+      chosen: of `choose`.
+      bases: what values are coded against.
+      finite: bool[], whether the vector was.
+      shape: of the payload.
+      layout: the segments.
+
+    Returns:
+      uint32[shape.words]; the contents as `decode` will see them.
+    """
+    level = bases.level[segment_of(chosen.sparse.indices, layout)]
+    used = chosen.sparse.indices < layout.total
+    scale = isolated(_least_squares)(jnp.abs(chosen.sparse.values), jnp.where(used, level, 0.0))
+    header = Header(finite, chosen.candidates, chosen.trim, chosen.key_scale, scale)
+    contents = Contents(header, chosen.key, chosen.sparse)
+    return shape.encode(contents, _entry_bases(contents, bases, layout))
+
+
+def _least_squares(magnitude: jax.Array, level: jax.Array) -> jax.Array:
+    """Find the factor on the levels that leaves the least squared error."""
+    unit = level / jnp.max(level, initial=1e-37)  # so that squares of tiny or huge gradients stay in range
+    power = jnp.sum(level * unit)
+    return jnp.where(power > 0, jnp.clip(jnp.sum(magnitude * unit) / power, 1e-30, 1e29), 1.0)
+
+
+def decode(words: jax.Array, bases: Bases, shape: PayloadFormat, layout: Layout) -> Contents:
+    """Decode one device's payload.
+
+    Args:
+      words: uint32[shape.words], any.
+      bases: what values are coded against.
+      shape: of the payload.
+      layout: the segments.
+
+    Returns:
+      Contents.
+    """
+    key, sparse = shape.indices(words)
+    contents = Contents(shape.header(words), key, sparse)
+    return shape.decode(words, _entry_bases(contents, bases, layout))
+
+
+def empty(shape: PayloadFormat, layout: Layout) -> tuple[Buffer, Buffer]:
+    """Make a key and a sparse buffer with nothing in them."""
+    key, sparse = (
+        Buffer(jnp.full(k, layout.total, jnp.int32), jnp.zeros(k, jnp.float32), jnp.int32(0))
+        for k in (shape.key_capacity, shape.sparse_capacity)
+    )
+    return key, sparse
+
+
+def _entry_bases(contents: Contents, bases: Bases, layout: Layout) -> tuple[jax.Array, jax.Array]:
+    """Look up what each entry's value is coded against."""
+    header = contents.header
+    pairs = (
+        (contents.key, bases.key * header.key_scale),
+        (contents.sparse, bases.level * header.level_scale),
+    )
+    key, sparse = (jnp.clip(base, 0.0, 1e36)[segment_of(buffer.indices, layout)] for buffer, base in pairs)
+    return key, sparse

@@ -1,0 +1,1 @@
+"""The training program: runs from the repository root, not installed with the package."""
