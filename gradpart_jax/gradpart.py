@@ -49,6 +49,7 @@ class GradpartState(NamedTuple):
 class Outlook(NamedTuple):
     """What a forecast means for one step; the same on every device."""
 
+    known: predictor.Summary
     regions: Regions
     proposal: jax.Array  # float32[S]: thresholds that let MARGIN times the asked-for entries through
     entropy: jax.Array  # float32[S]: bits
@@ -109,8 +110,11 @@ def gradpart(
         found = plan(layout).format
         return layout.elements if found is None else found.key_capacity + found.sparse_capacity
 
-    def foresee(weights: Any, known: predictor.Summary, layout: Layout) -> Outlook:
-        forecast = predictor.forecast(weights, known, family)
+    def foresee(shared: GradpartState, observed: tuple[jax.Array, jax.Array], layout: Layout) -> Outlook:
+        # The very first step has no earlier one to forecast from: it looks at its own histogram.
+        first = predictor.observe(shared.summary, *observed)
+        known = _where(shared.step == 0, first, shared.summary)
+        forecast = predictor.forecast(shared.weights, known, family)
         entropy = entropy_bits(forecast.masses(known.top))
         size = jnp.asarray(layout.sizes, jnp.float32)
         asked = allot(rule(entropy), size, capacity(layout))
@@ -118,18 +122,17 @@ def gradpart(
         slope = forecast.slope(asked / jnp.maximum(size, 1.0))
         # One factor on all thresholds asks for MARGIN times the entries, as the forecast sees it.
         mean_slope = jnp.sum(slope * asked) / jnp.maximum(jnp.sum(asked), 1e-30)
-        return Outlook(regions, regions.sparse * MARGIN**-mean_slope, entropy, slope, mean_slope)
+        return Outlook(known, regions, regions.sparse * MARGIN**-mean_slope, entropy, slope, mean_slope)
 
     def digest(
         shared: GradpartState,
-        known: predictor.Summary,
         outlook: Outlook,
         realised: jax.Array,
         trim: jax.Array,
         observed: tuple[jax.Array, jax.Array],
         due: jax.Array,
     ) -> tuple[predictor.Summary, Any, Any]:
-        weights, optimizer = shared.weights, shared.optimizer
+        known, weights, optimizer = outlook.known, shared.weights, shared.optimizer
         if learn_every != 0:
             weights, optimizer = jax.lax.cond(
                 due,
@@ -159,10 +162,7 @@ def gradpart(
         first = shared.step == 0
         due = shared.step % sizes.observe_every == 0
         observed, statistics = _observe(vector, due, shared.summary, layout, axis_name)
-        # The very first step has no earlier one to forecast from: it looks at its own histogram.
-        # The very first step has no earlier one to forecast from: it looks at its own histogram.
-        known = _where(first, predictor.observe(shared.summary, *observed), shared.summary)
-        outlook = isolated(foresee)(shared.weights, known, layout=layout)
+        outlook = isolated(foresee, shared.step)(shared, observed, layout=layout)
 
         def sparse(vector: jax.Array) -> tuple[Reduced, jax.Array]:
             return _sparse_step(vector, outlook, shared.step, sizes, layout, axis_name)
@@ -181,8 +181,8 @@ def gradpart(
         else:
             reduced, trim = sparse(vector)
         realised = jnp.where(warm, outlook.regions.asked, reduced.report.realised)
-        summary, weights, optimizer = isolated(digest)(
-            shared, known, outlook, realised, trim, observed, due & ~first
+        summary, weights, optimizer = isolated(digest, shared.step)(
+            shared, outlook, realised, trim, observed, due & ~first
         )
         wire = accounting.add(reduced.wire, Wire(*[jnp.where(due, bits, 0.0) for bits in statistics]))
         fresh = GradpartState(shared.step + 1, summary, weights, optimizer)
@@ -218,8 +218,8 @@ def _observe(
         valid = jnp.isfinite(values)
         top = greatest(predictor.top_bin(values, owner, valid, segments), axis_name)
         counts = predictor.histogram(values, owner, valid, top, segments)
-        sampled = jnp.maximum(jnp.asarray([(owners == s).sum() for s in range(segments)], jnp.float32), 1.0)
-        return mean(counts / sampled[:, None], axis_name), top
+        # Counts are whole numbers, whose sum is exact in any order; a sum of shares would not be.
+        return mean(counts, axis_name), top
 
     observed = jax.lax.cond(due, measure, lambda _: (summary.mass, summary.top), vector)
     wires = [accounting.reduced(WORD_BITS * segments * k, devices) for k in (1, predictor.BINS)]
@@ -241,7 +241,7 @@ def _sparse_step(
     chosen, finite = jax.lax.optimization_barrier(
         choose(vector, regions, outlook.proposal, outlook.mean_slope, step, shape, sizes.candidates, layout)
     )
-    words, own = encode(chosen, bases, finite, shape, layout)
+    words, own = encode(chosen, bases, finite, step, shape, layout)
     payloads = gather_payloads(words, axis_name)
     headers = shape.header(payloads)
     everywhere = jnp.all(headers.finite)
@@ -261,7 +261,7 @@ def _sparse_step(
     devices = payloads.shape[0]
     capacity = shape.key_capacity + shape.sparse_capacity
     realised = counts.astype(jnp.float32) / devices
-    trim, key_trim = isolated(_geometric_means)(headers.trim, headers.key_scale)
+    trim, key_trim = isolated(_geometric_means, step)(headers.trim, headers.key_scale)
     report = Report(
         sent=jnp.sum(counts).astype(jnp.float32) / devices,
         capacity=jnp.int32(capacity),

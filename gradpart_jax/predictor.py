@@ -225,7 +225,7 @@ def observe(summary: Summary, mass: jax.Array, top: jax.Array) -> Summary:
 
     Args:
       summary: of earlier steps.
-      mass: float32[S, BINS].
+      mass: float32[S, BINS], counts or masses; normalised here.
       top: int32[S].
 
     Returns:
@@ -371,13 +371,14 @@ def loss(weights: Any, summary: Summary, mass: jax.Array, top: jax.Array, name: 
     Args:
       weights: of the network.
       summary: of earlier steps.
-      mass: float32[S, BINS], observed.
+      mass: float32[S, BINS], observed; counts or masses.
       top: int32[S].
       name: of the family.
 
     Returns:
       float32[].
     """
+    mass = mass / jnp.maximum(jnp.sum(mass, axis=-1, keepdims=True), 1e-30)
     expected = forecast(weights, summary, name).masses(top)
     each = -jnp.sum(mass * jnp.log(jnp.maximum(expected, 1e-9)), axis=-1)
     seen = jnp.sum(mass, axis=-1) > 0

@@ -73,7 +73,7 @@ def choose(
     key = compact(sent.indices, sent.values, is_key, shape.key_capacity, layout.total)
     sparse = compact(sent.indices, sent.values, is_sparse, shape.sparse_capacity, layout.total)
     # A payload that is not full says nothing of the exact threshold but that it is lower: by about what is missing.
-    short = isolated(_shortfall)(sent.count, slope, entries=entries)
+    short = isolated(_shortfall, turn)(sent.count, slope, entries=entries)
     trim = jnp.where(sent.count < entries, short, trim)
     factors = [jnp.clip(bfloat16_factor(f), 1e-30, 1e29) for f in (trim, key_scale)]
     return Chosen(key, sparse, candidates, *factors), finite
@@ -85,7 +85,7 @@ def _shortfall(count: jax.Array, slope: jax.Array, entries: int) -> jax.Array:
 
 
 def encode(
-    chosen: Chosen, bases: Bases, finite: jax.Array, shape: PayloadFormat, layout: Layout
+    chosen: Chosen, bases: Bases, finite: jax.Array, turn: jax.Array, shape: PayloadFormat, layout: Layout
 ) -> tuple[jax.Array, Contents]:
     """Encode what is to be sent.
 
@@ -93,6 +93,7 @@ def encode(
       chosen: of `choose`.
       bases: what values are coded against.
       finite: bool[], whether the vector was.
+      turn: int32[], a step counter.
       shape: of the payload.
       layout: the segments.
 
@@ -101,7 +102,7 @@ def encode(
     """
     level = bases.level[segment_of(chosen.sparse.indices, layout)]
     used = chosen.sparse.indices < layout.total
-    scale = isolated(_least_squares)(jnp.abs(chosen.sparse.values), jnp.where(used, level, 0.0))
+    scale = isolated(_least_squares, turn)(jnp.abs(chosen.sparse.values), jnp.where(used, level, 0.0))
     header = Header(finite, chosen.candidates, chosen.trim, chosen.key_scale, scale)
     contents = Contents(header, chosen.key, chosen.sparse)
     return shape.encode(contents, _entry_bases(contents, bases, layout))

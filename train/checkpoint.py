@@ -36,11 +36,16 @@ class Checkpoints:
         Raises:
           UsageError: the disk is full or cannot be written to; earlier checkpoints stay.
         """
-        leaves = {str(i): np.asarray(jax.device_get(x)) for i, x in enumerate(jax.tree.leaves(state))}
+        if step in self._manager.all_steps():
+            return
+        # orbax takes no empty arrays
+        leaves = {str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves(state)) if x.size}
         try:
             self._manager.save(step, args=ocp.args.StandardSave(leaves), force=True)
         except OSError as error:
-            raise UsageError(f"the checkpoint of step {step} could not be written ({error}): free some space") from error
+            raise UsageError(
+                f"the checkpoint of step {step} could not be written ({error}): free some space"
+            ) from error
 
     def restore(self, like: Any, notice: Callable[[str], None]) -> tuple[int, Any] | None:
         """Read the newest sound state.
@@ -56,12 +61,12 @@ class Checkpoints:
           UsageError: there are checkpoints, but none that can be read and fits.
         """
         leaves, structure = jax.tree.flatten(like)
-        wanted = {str(i): jax.ShapeDtypeStruct(np.shape(x), x.dtype) for i, x in enumerate(leaves)}
+        wanted = {str(i): jax.ShapeDtypeStruct(np.shape(x), x.dtype) for i, x in enumerate(leaves) if x.size}
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
             try:
                 found = self._manager.restore(step, args=ocp.args.StandardRestore(wanted))
-                restored = [np.asarray(found[str(i)]) for i in range(len(leaves))]
+                restored = [np.asarray(found[str(i)] if x.size else x) for i, x in enumerate(leaves)]
                 if any(np.shape(a) != np.shape(b) for a, b in zip(restored, leaves, strict=True)):
                     raise ValueError("its arrays have other shapes: was it made with other options?")
             except Exception as error:  # whatever a damaged file raises

@@ -98,7 +98,9 @@ def train(settings: config.Config, dataset: data.Dataset, method: str, console: 
     evaluate = jax.jit(functools.partial(step.losses, model))
     path = folder / f"metrics-{method}.jsonl"
     past = [line for line in log.read(path) if line["step"] <= done]
-    payload, link, seconds = (past[-1][k] if past else 0.0 for k in ("payload_bytes", "link_bytes", "seconds"))
+    payload, link, seconds = (
+        past[-1][k] if past else 0.0 for k in ("payload_bytes", "link_bytes", "seconds")
+    )
     batches = data.batches(dataset.train, settings.batch, settings.seed, done)
     began = time.perf_counter() - seconds
     scores = _evaluate(evaluate, _one(state.params), dataset.test) if done else (float("nan"), float("nan"))
@@ -111,7 +113,9 @@ def train(settings: config.Config, dataset: data.Dataset, method: str, console: 
                 loss, accuracy = float(metrics["loss"]), float(metrics["accuracy"])
                 done += 1
                 if not np.isfinite(loss):
-                    raise NonFiniteError(f"the loss of step {done} ({method}) is {loss}: lower --learning-rate")
+                    raise NonFiniteError(
+                        f"the loss of step {done} ({method}) is {loss}: lower --learning-rate"
+                    )
                 payload += float(stats.payload_bits) / 8
                 link += float(stats.link_bits) / 8
                 line = {

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -39,7 +40,9 @@ def optimizer(config: Config, compressed: bool) -> optax.GradientTransformation:
     assert config.warmup_steps is not None
     rise = max(1, config.steps // 20)
     if config.schedule == "cosine":
-        rate = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, rise, max(config.steps, rise + 1))
+        rate = optax.warmup_cosine_decay_schedule(
+            0.0, config.learning_rate, rise, max(config.steps, rise + 1)
+        )
     else:
         rate = optax.linear_schedule(0.0, config.learning_rate, rise)
     if compressed:
@@ -128,12 +131,13 @@ def place(tree: Any, axes: Any, mesh: Mesh) -> Any:
     """
     if axes is None or isinstance(axes, int):
         axes = jax.tree.map(lambda _: axes, tree)
-    return jax.tree.map(
-        lambda axis, x: jax.device_put(x, NamedSharding(mesh, PartitionSpec() if axis is None else PartitionSpec(AXIS))),
-        axes,
-        tree,
-        is_leaf=lambda x: x is None,
-    )
+
+    def put(axis: int | None, x: Any) -> jax.Array:
+        # A copy of its own: equal leaves of a fresh state may share a buffer, which cannot be donated twice.
+        spec = PartitionSpec() if axis is None else PartitionSpec(AXIS)
+        return jax.device_put(np.array(x), NamedSharding(mesh, spec))
+
+    return jax.tree.map(put, axes, tree, is_leaf=lambda x: x is None)
 
 
 def make_step(
