@@ -31,9 +31,7 @@ def bitmask(flags: jax.Array) -> jax.Array:
     if flags.shape[-1] % WORD:
         raise ValueError(f"flags has {flags.shape[-1]} elements, not a multiple of {WORD}: pad it with False")
     powers = jnp.uint32(1) << jnp.arange(WORD, dtype=jnp.uint32)
-    return jnp.sum(
-        jnp.where(flags.reshape(-1, WORD), powers[None, :], jnp.uint32(0)), axis=1, dtype=jnp.uint32
-    )
+    return jnp.sum(jnp.where(flags.reshape(-1, WORD), powers[None, :], jnp.uint32(0)), axis=1, dtype=jnp.uint32)
 
 
 def flags(words: jax.Array) -> jax.Array:
@@ -165,9 +163,7 @@ def keep(words: jax.Array, capacity: int, turn: jax.Array) -> jax.Array:
     def drop(words: jax.Array) -> jax.Array:
         before = prefix(words)
         # Fibonacci hashing: successive turns start far apart, and all starts come up.
-        start = (turn.astype(jnp.uint32) * jnp.uint32(0x9E3779B1) % count.astype(jnp.uint32)).astype(
-            jnp.int32
-        )
+        start = (turn.astype(jnp.uint32) * jnp.uint32(0x9E3779B1) % count.astype(jnp.uint32)).astype(jnp.int32)
         end = start + count - capacity
         wrapped = end - count
         straight = lowest(words, start - before) | (words & ~lowest(words, end - before))

@@ -17,7 +17,7 @@ class Buffer(NamedTuple):
 
     indices: jax.Array  # int32[C]: positions, padded with n
     values: jax.Array  # float32[C]: padded with 0
-    count: jax.Array  # int32[]: entries that are no padding
+    used: jax.Array  # int32[]: entries that are no padding
 
 
 def gather(vector: jax.Array, indices: jax.Array) -> jax.Array:
@@ -47,9 +47,7 @@ def scatter_add(vector: jax.Array, indices: jax.Array, values: jax.Array) -> jax
     return vector.at[indices].add(values, mode="drop")
 
 
-def largest(
-    scores: jax.Array, count: jax.Array, capacity: int, turn: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def largest(scores: jax.Array, count: jax.Array, capacity: int, turn: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Flag the largest scores, exactly as many as fit.
 
     The cut is found by bisection on the scores' bit patterns, which order non-negative floats; entries that are equal
@@ -107,5 +105,5 @@ def compact(indices: jax.Array, values: jax.Array, flagged: jax.Array, capacity:
     return Buffer(
         indices=indices.at[slots].get(mode="fill", fill_value=size),
         values=values.at[slots].get(mode="fill", fill_value=0.0),
-        count=jnp.minimum(count, capacity),
+        used=jnp.minimum(count, capacity),
     )

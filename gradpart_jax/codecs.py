@@ -138,11 +138,7 @@ class Bitmap:
         """Encode positions, as `EliasFano.encode` does."""
         used = jnp.arange(self.capacity, dtype=jnp.int32) < count
         bit = jnp.where(used, jnp.uint32(1) << (indices & 31).astype(jnp.uint32), jnp.uint32(0))
-        return (
-            jnp.zeros(self.words, jnp.uint32)
-            .at[jnp.where(used, indices >> 5, self.words)]
-            .add(bit, mode="drop")
-        )
+        return jnp.zeros(self.words, jnp.uint32).at[jnp.where(used, indices >> 5, self.words)].add(bit, mode="drop")
 
     def decode(self, words: jax.Array, count: jax.Array) -> jax.Array:
         """Decode positions, as `EliasFano.decode` does."""
@@ -170,7 +166,8 @@ def index_codec(size: int, capacity: int) -> IndexCodec:
     >>> index_codec(1000, 10), index_codec(1000, 500)
     (EliasFano(size=1000, capacity=10), Bitmap(size=1000, capacity=500))
     """
-    return min(EliasFano(size, capacity), Bitmap(size, capacity), key=lambda codec: codec.words)
+    elias_fano, bitmap = EliasFano(size, capacity), Bitmap(size, capacity)
+    return bitmap if bitmap.words < elias_fano.words else elias_fano
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,9 +196,7 @@ class Magnitudes:
         if not 1 <= self.bits <= 8:
             raise ValueError(f"bits={self.bits} is out of range: a value has 1 to 8 bits, sign included")
         if not 1.0 < self.ratio <= 4.0:
-            raise ValueError(
-                f"ratio={self.ratio} is out of range: levels lie a factor above 1, at most 4, apart"
-            )
+            raise ValueError(f"ratio={self.ratio} is out of range: levels lie a factor above 1, at most 4, apart")
 
     @property
     def levels(self) -> int:

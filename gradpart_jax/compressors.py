@@ -103,10 +103,8 @@ def partition_compress(
         )
     check_number("ratio", ratio, at_least=1.0, below=float("inf"), optional=True)
     check_number("bits_per_element", bits_per_element, above=0.0, at_most=32.0, optional=True)
-    if ratio is not None:
-        bits = 32.0 / ratio
-    else:
-        bits = DEFAULT_BITS if bits_per_element is None else bits_per_element
+    if bits_per_element is None:
+        bits_per_element = DEFAULT_BITS if ratio is None else 32.0 / ratio
     for name, value, least, most in (
         ("warmup_steps", warmup_steps, 0, 2**31 - 1),
         ("learn_every", learn_every, 0, 2**31 - 1),
@@ -117,11 +115,9 @@ def partition_compress(
     if family not in FAMILIES:
         raise ValueError(f"family={family!r} is unknown: choose one of {', '.join(FAMILIES)}")
     if entropy_rule not in ENTROPY_RULES:
-        raise ValueError(
-            f"entropy_rule={entropy_rule!r} is unknown: choose one of {', '.join(ENTROPY_RULES)}"
-        )
+        raise ValueError(f"entropy_rule={entropy_rule!r} is unknown: choose one of {', '.join(ENTROPY_RULES)}")
     scheme = gradpart(
-        bits,
+        bits_per_element,
         warmup_steps=warmup_steps,
         learn_every=learn_every,
         seed=seed,
@@ -129,9 +125,7 @@ def partition_compress(
         entropy_rule_name=entropy_rule,
         key_bits=key_bits,
     )
-    return compress(
-        scheme, axis_name, error_feedback=error_feedback, momentum=momentum, memory_decay=memory_decay
-    )
+    return compress(scheme, axis_name, error_feedback=error_feedback, momentum=momentum, memory_decay=memory_decay)
 
 
 def dense_mean(axis_name: AxisName = None) -> optax.GradientTransformationExtraArgs:
@@ -191,11 +185,7 @@ def _check_integer(name: str, value: Any, least: int, most: int, *, optional: bo
     if optional and value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int):
-        hint = (
-            ": give optax.inject_hyperparams static_args=gp.STATIC_ARGS"
-            if isinstance(value, jax.Array)
-            else ""
-        )
+        hint = ": give optax.inject_hyperparams static_args=gp.STATIC_ARGS" if isinstance(value, jax.Array) else ""
         raise TypeError(f"{name}={value!r} is not an integer" + (" or None" if optional else "") + hint)
     if not least <= value <= most:
         raise ValueError(f"{name}={value} is out of range: give {least} to {most}")

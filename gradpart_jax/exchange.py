@@ -92,10 +92,9 @@ def isolated(function: Callable[..., Any], step: jax.Array) -> Callable[..., Any
         def nothing(*_: Any) -> Any:
             return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), outcome)
 
-        @jax.custom_batching.sequential_vmap
         def alone(step: jax.Array, *arguments: Any) -> Any:
             return jax.lax.cond(step >= 0, fixed, nothing, *arguments)
 
-        return alone(step, *arguments)
+        return jax.custom_batching.sequential_vmap(alone)(step, *arguments)
 
     return run

@@ -68,12 +68,8 @@ def bisected(survival: Function) -> Function:
             above = survival(jnp.exp(middle), shape) > share
             return jnp.where(above, middle, low), jnp.where(above, high, middle)
 
-        start = jnp.broadcast_to(
-            jnp.log(jnp.float32(SMALLEST)), jnp.broadcast_shapes(share.shape, shape.shape[:-1])
-        )
-        low, high = jax.lax.fori_loop(
-            0, 26, halve, (start, jnp.full_like(start, jnp.log(jnp.float32(LARGEST))))
-        )
+        start = jnp.broadcast_to(jnp.log(jnp.float32(SMALLEST)), jnp.broadcast_shapes(share.shape, shape.shape[:-1]))
+        low, high = jax.lax.fori_loop(0, 26, halve, (start, jnp.full_like(start, jnp.log(jnp.float32(LARGEST)))))
         return jnp.exp((low + high) / 2)
 
     return quantile
@@ -136,9 +132,7 @@ def _generalised_normal() -> Family:
         spread = 0.5 * (gammaln(1 / b) + gammaln(3 / b)) - gammaln(2 / b)
         return raw_of(jnp.interp(moments.spread, spread[::-1], b[::-1]))[..., None]
 
-    return Family(
-        "generalised_normal", 1, survival, bisected(survival), density, entropy, fit, anchored=False
-    )
+    return Family("generalised_normal", 1, survival, bisected(survival), density, entropy, fit, anchored=False)
 
 
 def _gamma() -> Family:
@@ -254,10 +248,7 @@ def _mixture() -> Family:
 
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
-    {
-        family.name: family
-        for family in (_laplace(), _normal(), _generalised_normal(), _gamma(), _pareto(), _mixture())
-    }
+    {family.name: family for family in (_laplace(), _normal(), _generalised_normal(), _gamma(), _pareto(), _mixture())}
 )
 
 

@@ -100,7 +100,7 @@ def subtract(
             rest = total - sent
             rest = jnp.where(finite, rest if keep_all else decay * rest, residual)
         residual = rest
-    if velocity.size:
+    if momentum is not None:
         moved = momentum * (gradient + velocity)
         if isinstance(sent, Sent):
             moved = jnp.where(finite, jnp.where(sent.everything, 0.0, moved), velocity)

@@ -156,9 +156,10 @@ def gradpart(
         vector: jax.Array, state: SchemeState, layout: Layout, axis_name: AxisName
     ) -> tuple[Reduced, SchemeState]:
         sizes = plan(layout)
-        if sizes.format is None:
+        shape = sizes.format
+        if shape is None:
             return uncompressed.reduce(vector, state, layout, axis_name)
-        shared, devices = state.shared, axis_size(axis_name)
+        shared = state.shared
         first = shared.step == 0
         due = shared.step % sizes.observe_every == 0
         observed, statistics = _observe(vector, due, shared.summary, layout, axis_name)
@@ -169,10 +170,8 @@ def gradpart(
 
         def dense_step(vector: jax.Array) -> tuple[Reduced, jax.Array]:
             reduced, _ = uncompressed.reduce(vector, state, layout, axis_name)
-            report = reduced.report._replace(
-                segment_entropy=outlook.entropy, capacity=jnp.int32(capacity(layout))
-            )
-            nothing = Sent(reduced.sent.everything, empty(sizes.format, layout))
+            report = reduced.report._replace(segment_entropy=outlook.entropy, capacity=jnp.int32(capacity(layout)))
+            nothing = Sent(jnp.bool_(True), empty(shape, layout))
             return reduced._replace(sent=nothing, report=report), jnp.float32(1.0)
 
         warm = shared.step < warmup_steps
@@ -246,9 +245,7 @@ def _sparse_step(
     headers = shape.header(payloads)
     everywhere = jnp.all(headers.finite)
 
-    def receive(
-        carry: tuple[jax.Array, jax.Array], words: jax.Array
-    ) -> tuple[tuple[jax.Array, jax.Array], None]:
+    def receive(carry: tuple[jax.Array, jax.Array], words: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
         total, counts = carry
         contents = jax.lax.optimization_barrier(decode(words, bases, shape, layout))
         for buffer in (contents.key, contents.sparse):

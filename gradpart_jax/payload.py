@@ -19,9 +19,7 @@ from gradpart_jax.buffers import Buffer
 from gradpart_jax.codecs import IndexCodec, Magnitudes, index_codec
 
 HEADER_WORDS = 5
-LEVEL_RATIO = (
-    2.0**0.5
-)  # between neighbouring magnitude levels: decoded values stay within 2^(1/4) of the true ones
+LEVEL_RATIO = 2.0**0.5  # between neighbouring magnitude levels: decoded values stay within 2^(1/4) of the true ones
 LARGEST_BASE = 1e30
 
 
@@ -32,9 +30,7 @@ class Header(NamedTuple):
     candidates: jax.Array  # int32[]: entries over the forecast thresholds, before any cut
     trim: jax.Array  # float32[]: factor on the forecast's sparse thresholds that filled the payload exactly
     key_scale: jax.Array  # float32[]: factor on the forecast's key thresholds, likewise
-    level_scale: (
-        jax.Array
-    )  # float32[]: factor on the forecast's sparse levels that fits this device's values best
+    level_scale: jax.Array  # float32[]: factor on the forecast's sparse levels that fits this device's values best
 
 
 class Contents(NamedTuple):
@@ -118,8 +114,8 @@ class PayloadFormat:
         broken = (~header.finite).astype(jnp.uint32) << 31
         head = jnp.stack(
             [
-                contents.key.count.astype(jnp.uint32) | broken,
-                contents.sparse.count.astype(jnp.uint32),
+                contents.key.used.astype(jnp.uint32) | broken,
+                contents.sparse.used.astype(jnp.uint32),
                 header.candidates.astype(jnp.uint32),
                 half[0] << 16 | half[1],
                 jax.lax.bitcast_convert_type(header.level_scale, jnp.uint32),
@@ -129,7 +125,7 @@ class PayloadFormat:
         buffers = (contents.key, contents.sparse)
         for (index, values, _), buffer, base in zip(self._parts, buffers, bases, strict=True):
             codes = values.encode(buffer.values, base)
-            blocks += [index.encode(buffer.indices, buffer.count), pack(codes, values.bits)]
+            blocks += [index.encode(buffer.indices, buffer.used), pack(codes, values.bits)]
             kept = jnp.where(buffer.indices < self.size, values.decode(codes, base), 0.0)
             decoded.append(buffer._replace(values=kept))
         return jnp.concatenate(blocks), Contents(header, *decoded)
@@ -166,9 +162,7 @@ class PayloadFormat:
           Key and sparse buffer with values 0.
         """
         at, found = HEADER_WORDS, []
-        for (index, values, capacity), count in zip(
-            self._parts, (words[0] & 0x7FFFFFFF, words[1]), strict=True
-        ):
+        for (index, values, capacity), count in zip(self._parts, (words[0] & 0x7FFFFFFF, words[1]), strict=True):
             count = jnp.minimum(count, jnp.uint32(capacity)).astype(jnp.int32)
             positions = index.decode(words[at : at + index.words], count)
             found.append(Buffer(positions, jnp.zeros(capacity, jnp.float32), count))
@@ -186,9 +180,7 @@ class PayloadFormat:
           Contents.
         """
         at, decoded = HEADER_WORDS, []
-        for (index, values, capacity), buffer, base in zip(
-            self._parts, self.indices(words), bases, strict=True
-        ):
+        for (index, values, capacity), buffer, base in zip(self._parts, self.indices(words), bases, strict=True):
             at += index.words
             length = -(-capacity * values.bits // WORD)
             codes = unpack(words[at : at + length], capacity, values.bits)

@@ -91,9 +91,7 @@ def top_bin(magnitude: jax.Array, segment: jax.Array, valid: jax.Array, segments
     return jnp.zeros(segments, jnp.int32).at[segment].max(jnp.where(valid, bin_index(magnitude), 0))
 
 
-def histogram(
-    magnitude: jax.Array, segment: jax.Array, valid: jax.Array, top: jax.Array, segments: int
-) -> jax.Array:
+def histogram(magnitude: jax.Array, segment: jax.Array, valid: jax.Array, top: jax.Array, segments: int) -> jax.Array:
     """Count a sample's magnitudes in each segment's bins; the lowest bin holds all that is below.
 
     Args:
@@ -232,14 +230,10 @@ def observe(summary: Summary, mass: jax.Array, top: jax.Array) -> Summary:
       Summary.
     """
     above = jnp.cumsum(mass[:, ::-1], axis=1)[:, ::-1]
-    reached = jnp.sum(
-        (above > summary.share[:, None] * jnp.sum(mass, axis=1, keepdims=True)).astype(jnp.int32), axis=1
-    )
+    reached = jnp.sum((above > summary.share[:, None] * jnp.sum(mass, axis=1, keepdims=True)).astype(jnp.int32), axis=1)
     anchor = jnp.take_along_axis(edges(top), jnp.clip(reached, 0, BINS)[:, None], axis=1)[:, 0]
     first = summary.step == 0
-    return summary._replace(
-        mass=mass, top=top, log_anchor=jnp.where(first, jnp.log(anchor), summary.log_anchor)
-    )
+    return summary._replace(mass=mass, top=top, log_anchor=jnp.where(first, jnp.log(anchor), summary.log_anchor))
 
 
 def advance(
@@ -394,9 +388,7 @@ def start_learning(weights: Any) -> Any:
     return _optimizer().init(weights)
 
 
-def learn(
-    weights: Any, state: Any, summary: Summary, mass: jax.Array, top: jax.Array, name: str
-) -> tuple[Any, Any]:
+def learn(weights: Any, state: Any, summary: Summary, mass: jax.Array, top: jax.Array, name: str) -> tuple[Any, Any]:
     """Take one small step of on-line training.
 
     Args:
@@ -436,7 +428,8 @@ def save(weights: Any, path: str) -> None:
       weights: of the network.
       path: of the .npz file.
     """
-    np.savez(path, **{"/".join(k): np.asarray(v, np.float32) for k, v in flatten_dict(weights).items()})
+    arrays: dict[str, Any] = {"/".join(k): np.asarray(v, np.float32) for k, v in flatten_dict(weights).items()}
+    np.savez(path, **arrays)
 
 
 @functools.cache
@@ -455,6 +448,4 @@ def load(name: str) -> Any:
     Returns:
       The network's parameters.
     """
-    return unflatten_dict(
-        {tuple(key.split("/")): jnp.asarray(value) for key, value in _shipped(name).items()}
-    )
+    return unflatten_dict({tuple(key.split("/")): jnp.asarray(value) for key, value in _shipped(name).items()})

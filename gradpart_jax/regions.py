@@ -95,7 +95,7 @@ def allot(weight: jax.Array, size: jax.Array, total: float | jax.Array) -> jax.A
     Returns:
       float32[S].
     """
-    # Water-filling: each round fixes the segments that are full and shares the rest; S rounds at worst, few in practice.
+    # Water-filling: each round fixes the segments that are full and shares the rest; a few rounds do.
     wish = weight * size
 
     def refill(_: int, asked: jax.Array) -> jax.Array:

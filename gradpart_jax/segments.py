@@ -93,9 +93,7 @@ def unravel(vector: jax.Array, like: Any, layout: Layout) -> Any:
     """
     leaves, structure = jax.tree.flatten(like)
     cut = [
-        jax.lax.slice(vector, (start,), (start + size,))
-        .reshape(jnp.shape(leaf))
-        .astype(jnp.result_type(leaf))
+        jax.lax.slice(vector, (start,), (start + size,)).reshape(jnp.shape(leaf)).astype(jnp.result_type(leaf))
         for leaf, start, size in zip(leaves, layout.starts, layout.sizes, strict=True)
     ]
     return jax.tree.unflatten(structure, cut)
@@ -145,9 +143,7 @@ def spread(values: jax.Array, layout: Layout) -> jax.Array:
       [layout.total / 32], the segment's value at each of its words.
     """
     # Broadcasts side by side compile to plain fills; jnp.repeat would cost a scatter and a prefix sum each step.
-    parts = [
-        jnp.broadcast_to(values[s], (-(-size // ALIGNMENT),)) for s, size in enumerate(layout.sizes) if size
-    ]
+    parts = [jnp.broadcast_to(values[s], (-(-size // ALIGNMENT),)) for s, size in enumerate(layout.sizes) if size]
     return jnp.concatenate(parts) if parts else values[:0]
 
 

@@ -68,13 +68,13 @@ def choose(
     flagged, trim = largest(score, jnp.minimum(candidates, room), entries, turn)
     sent = compact(positions, values, flagged, entries, layout.total)
     score = jnp.abs(sent.values) / regions.key[segment_of(sent.indices, layout)]
-    is_key, key_scale = largest(score, sent.count, shape.key_capacity, turn)
-    is_sparse = (jnp.arange(entries) < sent.count) & ~is_key
+    is_key, key_scale = largest(score, sent.used, shape.key_capacity, turn)
+    is_sparse = (jnp.arange(entries) < sent.used) & ~is_key
     key = compact(sent.indices, sent.values, is_key, shape.key_capacity, layout.total)
     sparse = compact(sent.indices, sent.values, is_sparse, shape.sparse_capacity, layout.total)
     # A payload that is not full says nothing of the exact threshold but that it is lower: by about what is missing.
-    short = isolated(_shortfall, turn)(sent.count, slope, entries=entries)
-    trim = jnp.where(sent.count < entries, short, trim)
+    short = isolated(_shortfall, turn)(sent.used, slope, entries=entries)
+    trim = jnp.where(sent.used < entries, short, trim)
     factors = [jnp.clip(bfloat16_factor(f), 1e-30, 1e29) for f in (trim, key_scale)]
     return Chosen(key, sparse, candidates, *factors), finite
 

@@ -92,9 +92,7 @@ def compress(
     check_number("momentum", momentum, at_least=0.0, below=1.0, optional=True)
     check_number("memory_decay", memory_decay, above=0.0, at_most=1.0)
     if momentum is not None and not error_feedback:
-        raise ValueError(
-            "momentum correction stands on the memory: leave error_feedback on, or momentum=None"
-        )
+        raise ValueError("momentum correction stands on the memory: leave error_feedback on, or momentum=None")
 
     def init(params: Any) -> CompressState:
         _check_leaves(params)
@@ -105,9 +103,7 @@ def compress(
             stats=_first_stats(layout, scheme),
         )
 
-    def update(
-        updates: Any, state: CompressState, params: Any = None, **extra_args: Any
-    ) -> tuple[Any, CompressState]:
+    def update(updates: Any, state: CompressState, params: Any = None, **extra_args: Any) -> tuple[Any, CompressState]:
         del params, extra_args
         layout = layout_of(updates)
         _check_state(layout, state)
@@ -119,9 +115,7 @@ def compress(
         memory = feedback.subtract(
             gradient, state.memory, reduced.sent, reduced.finite, momentum=momentum, decay=memory_decay
         )
-        scheme_state = jax.tree.map(
-            lambda new, old: jnp.where(reduced.finite, new, old), scheme_state, state.scheme
-        )
+        scheme_state = jax.tree.map(lambda new, old: jnp.where(reduced.finite, new, old), scheme_state, state.scheme)
         skipped = state.stats.nonfinite + (~reduced.finite).astype(jnp.int32)
         dense = accounting.dense(layout, axis_size(axis_name))
         stats = _stats(layout, reduced.wire, dense, reduced.report, skipped)
@@ -167,16 +161,12 @@ def state_axes(opt_state: Any) -> Any:
         if isinstance(node, CompressState):
             return node._replace(
                 memory=jax.tree.map(lambda _: 0, node.memory),
-                scheme=SchemeState(
-                    *[_fill(part, axis) for part, axis in zip(node.scheme, (None, 0), strict=True)]
-                ),
+                scheme=SchemeState(*[_fill(part, axis) for part, axis in zip(node.scheme, (None, 0), strict=True)]),
                 stats=_fill(node.stats, None),
             )
         if isinstance(node, optax.MultiStepsState):
             outer = jax.tree.map(lambda _: None, node._replace(inner_opt_state=(), acc_grads=()))
-            return outer._replace(
-                inner_opt_state=state_axes(node.inner_opt_state), acc_grads=_fill(node.acc_grads, 0)
-            )
+            return outer._replace(inner_opt_state=state_axes(node.inner_opt_state), acc_grads=_fill(node.acc_grads, 0))
         return None
 
     return jax.tree.map(mark, opt_state, is_leaf=_is_marked)

@@ -11,7 +11,7 @@ import optax
 import pytest
 from flax import nnx
 from flax.training.train_state import TrainState
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -29,9 +29,7 @@ def gradients(seed: int, like=PARAMS, devices: int = W, dtype=jnp.float32):
     leaves, structure = jax.tree.flatten(like)
     keys = jax.random.split(jax.random.key(seed), 2 * len(leaves))
     made = [
-        (jax.random.laplace(a, (devices, *leaf.shape)) ** 3 + jax.random.normal(b, (1, *leaf.shape))).astype(
-            dtype
-        )
+        (jax.random.laplace(a, (devices, *leaf.shape)) ** 3 + jax.random.normal(b, (1, *leaf.shape))).astype(dtype)
         for leaf, a, b in zip(leaves, keys[::2], keys[1::2], strict=True)
     ]
     return jax.tree.unflatten(structure, made)
@@ -48,9 +46,7 @@ def many(tx):
 
 
 def flat(tree, devices: int = W) -> np.ndarray:
-    return np.concatenate(
-        [np.asarray(x, np.float64).reshape(devices, -1) for x in jax.tree.leaves(tree)], axis=1
-    )
+    return np.concatenate([np.asarray(x, np.float64).reshape(devices, -1) for x in jax.tree.leaves(tree)], axis=1)
 
 
 def assert_equal(a, b) -> None:
@@ -122,9 +118,7 @@ def test_replicas_are_bit_equal_for_200_steps_under_pmap_and_equal_vmap_and_shar
             assert_equal(p_out, s_out)
         for leaf in jax.tree.leaves(p_out):
             assert (np.asarray(leaf) == np.asarray(leaf)[0]).all()
-    for leaf, axis in zip(
-        jax.tree.leaves(p_state), jax.tree.leaves(axes, is_leaf=lambda a: a is None), strict=True
-    ):
+    for leaf, axis in zip(jax.tree.leaves(p_state), jax.tree.leaves(axes, is_leaf=lambda a: a is None), strict=True):
         if axis is None:
             copies = [np.asarray(shard.data) for shard in leaf.addressable_shards]
             assert all((c == copies[0]).all() for c in copies)
@@ -142,14 +136,13 @@ def test_dtypes_and_state_stay(tx, dtype) -> None:
     same = jax.tree.map(lambda a, b: a.shape == b.shape and a.dtype == b.dtype, state, new)
     assert all(jax.tree.leaves(same))
     assert jax.tree.structure(state) == jax.tree.structure(new)
-    assert all(
-        x.dtype == jnp.float32 for x in jax.tree.leaves(new[0] if dtype == jnp.float32 else new.memory)
-    )
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(new[0] if dtype == jnp.float32 else new.memory))
 
 
+@settings(max_examples=8)
 @given(seed=st.integers(0, 2**31 - 1), scale=st.sampled_from([1e-20, 1e-3, 1.0, 1e12]))
 def test_conservation(seed: int, scale: float) -> None:
-    """What went in equals what was sent and what is remembered, for ten steps, summed over devices."""
+    """What went in equals what was sent and what is remembered, for three steps, summed over devices."""
     state = stack(DEFAULT.init(PARAMS))
     for i in range(3):
         g = jax.tree.map(lambda x: x * scale, gradients(seed % 1000 + i))
@@ -167,9 +160,9 @@ def test_what_is_not_sent_is_kept_exactly_and_what_is_sent_leaves_an_exact_rest(
     exact = total = 0
     for i in range(20):
         g = jax.tree.map(lambda x: x[0], gradients(i))
-        a = unpadded(state.memory.residual[None])[0].astype(np.float32) + flat(
-            jax.tree.map(lambda x: x[None], g), 1
-        )[0].astype(np.float32)
+        a = unpadded(state.memory.residual[None])[0].astype(np.float32) + flat(jax.tree.map(lambda x: x[None], g), 1)[
+            0
+        ].astype(np.float32)
         out, state = update(g, state)
         decoded = flat(jax.tree.map(lambda x: x[None], out), 1)[0]
         rest = unpadded(state.memory.residual[None])[0]
@@ -276,13 +269,10 @@ def test_the_accounting_is_what_the_compiled_collectives_carry() -> None:
     mixed = jax.tree.map(lambda x, a: x if a is None else stack(x), state, axes, is_leaf=lambda a: a is None)
     step = jax.pmap(tx.update, AXIS, in_axes=(0, axes), out_axes=(0, axes))
     text = step.lower(gradients(0), mixed).compile().as_text()
-    gathers = [
-        np.prod([int(n) for n in m.split(",")])
-        for m in re.findall(r"= u32\[([\d,]+)\]\S* all-gather\(", text)
-    ]
+    gathers = [np.prod([int(n) for n in m.split(",")]) for m in re.findall(r"= u32\[([\d,]+)\]\S* all-gather\(", text)]
     reduces = re.findall(r"= (?:s32|f32)\[([\d,]*)\]\S* all-reduce\(", text)
     together = re.findall(r"= \(([^)]*)\) all-reduce\(", text)
-    sizes = [m for m in reduces] + [m for t in together for m in re.findall(r"(?:s32|f32)\[([\d,]*)\]", t)]
+    sizes = list(reduces) + [m for t in together for m in re.findall(r"(?:s32|f32)\[([\d,]*)\]", t)]
     reduced = sum(int(np.prod([int(n) for n in m.split(",") if n])) for m in sizes)
     others = re.findall(r"(?:all-to-all|collective-permute|reduce-scatter|collective-broadcast)\(", text)
     assert not others
@@ -404,10 +394,8 @@ def test_the_state_is_a_scan_carry() -> None:
         out, state = DEFAULT_ALONE.update(g, state, value=1.0)
         return state, optax.tree.norm(out)
 
-    stacked = jax.tree.map(
-        lambda *x: jnp.stack(x), *[jax.tree.map(lambda x: x[0], gradients(i)) for i in range(3)]
-    )
-    state, norms = jax.lax.scan(body, DEFAULT_ALONE.init(PARAMS), stacked)
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *[jax.tree.map(lambda x: x[0], gradients(i)) for i in range(3)])
+    _, norms = jax.lax.scan(body, DEFAULT_ALONE.init(PARAMS), stacked)
     assert norms.shape == (3,)
     assert (norms > 0).all()
 

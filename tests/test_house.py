@@ -39,10 +39,7 @@ def imports(tree: ast.Module) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "relative import"
             assert node.module is not None
-            found |= {
-                f"{node.module}.{a.name}" if node.module == "gradpart_jax" else node.module
-                for a in node.names
-            }
+            found |= {f"{node.module}.{a.name}" if node.module == "gradpart_jax" else node.module for a in node.names}
     return found
 
 
@@ -60,9 +57,7 @@ def test_imports_go_down(room: str) -> None:
         if top == "gradpart_jax":
             assert floor(rest or "__init__") < floor(room), f"{room} imports {rest}, which is not below it"
         else:
-            assert top in OUTSIDE | sys.stdlib_module_names, (
-                f"{room} imports {top}, which users need not have"
-            )
+            assert top in OUTSIDE | sys.stdlib_module_names, f"{room} imports {top}, which users need not have"
 
 
 def test_collectives_stand_only_in_exchange_and_flax_only_in_the_predictor() -> None:

@@ -94,10 +94,9 @@ def fill(config: Config) -> Config:
     filled = {key: value for key, value in preset.items() if getattr(config, key) is None}
     config = dataclasses.replace(config, **filled)
     assert config.optimizer is not None
-    assert config.steps is not None
     if config.learning_rate is None:
         config = dataclasses.replace(config, learning_rate=LEARNING_RATES[config.optimizer])
-    if config.warmup_steps is None:
+    if config.warmup_steps is None and config.steps is not None:
         config = dataclasses.replace(config, warmup_steps=round(0.02 * config.steps))
     return config
 
@@ -144,9 +143,7 @@ def check(config: Config) -> None:
     assert config.batch is not None
     if config.batch % config.devices:
         near = max(config.devices, round(config.batch / config.devices) * config.devices)
-        raise UsageError(
-            f"--batch {config.batch} does not divide among --devices {config.devices}: use --batch {near}"
-        )
+        raise UsageError(f"--batch {config.batch} does not divide among --devices {config.devices}: use --batch {near}")
     if config.folder.exists() and any(config.folder.iterdir()) and not (config.overwrite or config.resume):
         raise UsageError(
             f"run folder {config.folder} exists: go on with --resume, replace it with --overwrite, "

@@ -86,9 +86,7 @@ def _images(name: str, data_dir: Path | None) -> Dataset:
     where = {"data_dir": str(data_dir)} if data_dir else {}
     try:
         builder = (
-            GradpartDigits(**where, file_format="array_record")
-            if name == "digits"
-            else tfds.builder(name, **where)
+            GradpartDigits(**where, file_format="array_record") if name == "digits" else tfds.builder(name, **where)
         )
     except (tfds.core.DatasetNotFoundError, tfds.core.registered.DatasetNotFoundError, ValueError) as error:
         raise UsageError(
@@ -99,24 +97,18 @@ def _images(name: str, data_dir: Path | None) -> Dataset:
         builder.download_and_prepare(file_format="array_record")
     keys = builder.info.supervised_keys
     if not keys or len(keys) != 2 or not isinstance(keys[0], str):
-        raise UsageError(
-            f"--data {name} has no single input with a label: choose an image classification set"
-        )
+        raise UsageError(f"--data {name} has no single input with a label: choose an image classification set")
     try:
         sources = [builder.as_data_source(split=split) for split in ("train", "test")]
     except (NotImplementedError, ValueError, AssertionError, FileNotFoundError, OSError) as error:
-        prepare = f"tfds build {name} --file_format=array_record" + (
-            f" --data_dir={data_dir}" if data_dir else ""
-        )
+        prepare = f"tfds build {name} --file_format=array_record" + (f" --data_dir={data_dir}" if data_dir else "")
         raise UsageError(
             f"--data {name} is not prepared as array_record: run `pip install -e '.[tfds]' && {prepare}` once, "
             f"or use an embedded set ({', '.join(EMBEDDED)})"
         ) from error
     shape = tuple(builder.info.features[keys[0]].shape)
     if len(shape) != 3 or None in shape:
-        raise UsageError(
-            f"--data {name} has inputs of shape {shape}: choose a set of images of one fixed size"
-        )
+        raise UsageError(f"--data {name} has inputs of shape {shape}: choose a set of images of one fixed size")
     if name == "digits":
         classes, peak = builder.info.metadata["classes"], float(builder.info.metadata["peak"])
     else:

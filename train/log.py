@@ -94,9 +94,7 @@ def table(summaries: list[dict[str, Any]]) -> Table:
         ("forecast error", lambda s: f"{100 * s['forecast_error']:.1f} %" if s["method"] != "dense" else "-"),
         ("training time", lambda s: f"{s['seconds']:.1f} s"),
     )
-    made = Table(
-        title="bytes are one device's; forecast error is the median of |exact / forecast threshold - 1|"
-    )
+    made = Table(title="bytes are one device's; forecast error is the median of |exact / forecast threshold - 1|")
     made.add_column("")
     for summary in summaries:
         made.add_column(summary["method"], justify="right")

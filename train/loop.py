@@ -98,9 +98,7 @@ def train(settings: config.Config, dataset: data.Dataset, method: str, console: 
     evaluate = jax.jit(functools.partial(step.losses, model))
     path = folder / f"metrics-{method}.jsonl"
     past = [line for line in log.read(path) if line["step"] <= done]
-    payload, link, seconds = (
-        past[-1][k] if past else 0.0 for k in ("payload_bytes", "link_bytes", "seconds")
-    )
+    payload, link, seconds = (past[-1][k] if past else 0.0 for k in ("payload_bytes", "link_bytes", "seconds"))
     batches = data.batches(dataset.train, settings.batch, settings.seed, done)
     began = time.perf_counter() - seconds
     scores = _evaluate(evaluate, _one(state.params), dataset.test) if done else (float("nan"), float("nan"))
@@ -113,9 +111,7 @@ def train(settings: config.Config, dataset: data.Dataset, method: str, console: 
                 loss, accuracy = float(metrics["loss"]), float(metrics["accuracy"])
                 done += 1
                 if not np.isfinite(loss):
-                    raise NonFiniteError(
-                        f"the loss of step {done} ({method}) is {loss}: lower --learning-rate"
-                    )
+                    raise NonFiniteError(f"the loss of step {done} ({method}) is {loss}: lower --learning-rate")
                 payload += float(stats.payload_bits) / 8
                 link += float(stats.link_bits) / 8
                 line = {
@@ -209,5 +205,5 @@ def _keep_forecast(folder: Path, opt_state: Any, names: tuple[str, ...], family:
     state = jax.device_put(jax.tree.map(np.asarray, _one(opt_state)))
     shown = gp.inspect(state, family)
     if shown is not None:
-        arrays = {key: np.asarray(value) for key, value in shown._asdict().items()}
+        arrays: dict[str, Any] = {key: np.asarray(value) for key, value in shown._asdict().items()}
         np.savez(folder / "forecast.npz", names=np.asarray(names), **arrays)

@@ -27,11 +27,9 @@ def draw(folder: Path) -> Path:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    runs = {
-        p.stem.removeprefix("metrics-"): read(p) for p in sorted(folder.glob("metrics-*.jsonl"), reverse=True)
-    }
+    runs = {p.stem.removeprefix("metrics-"): read(p) for p in sorted(folder.glob("metrics-*.jsonl"), reverse=True)}
     config = json.loads((folder / "config.json").read_text())
-    style = {
+    style: dict[Any, Any] = {
         "axes.spines.top": False,
         "axes.spines.right": False,
         "font.size": 10,
@@ -44,9 +42,7 @@ def draw(folder: Path) -> Path:
         if (folder / "forecast.npz").exists():
             with np.load(folder / "forecast.npz") as arrays:
                 _forecast(axes[2], {key: arrays[key] for key in arrays.files})
-        figure.suptitle(
-            f"{config['model']} on {config['data']}, {config['devices']} devices, {config['ratio']:g}x"
-        )
+        figure.suptitle(f"{config['model']} on {config['data']}, {config['devices']} devices, {config['ratio']:g}x")
         path = folder / "report.png"
         figure.savefig(path, dpi=130)
         plt.close(figure)
@@ -54,20 +50,14 @@ def draw(folder: Path) -> Path:
 
 
 def _quality(axes: Any, runs: dict[str, list[dict[str, Any]]], text: bool) -> None:
-    key, factor, name = (
-        ("test_loss", 1, "test loss, nats") if text else ("test_accuracy", 100, "test accuracy, %")
-    )
+    key, factor, name = ("test_loss", 1, "test loss, nats") if text else ("test_accuracy", 100, "test accuracy, %")
     for method, lines in runs.items():
         points = [(line["payload_bytes"] / 1e6, factor * line[key]) for line in lines if key in line]
         if points:
             x, y = zip(*points, strict=True)
             axes.plot(x, y, "o-", ms=4, color=COLOURS.get(method), label=method)
-            axes.annotate(
-                f"{y[-1]:.2f}", (x[-1], y[-1]), textcoords="offset points", xytext=(0, 7), ha="center"
-            )
-    axes.set(
-        xscale="log", xlabel="payload sent by one device, MB", ylabel=name, title="Quality against bytes"
-    )
+            axes.annotate(f"{y[-1]:.2f}", (x[-1], y[-1]), textcoords="offset points", xytext=(0, 7), ha="center")
+    axes.set(xscale="log", xlabel="payload sent by one device, MB", ylabel=name, title="Quality against bytes")
     axes.margins(y=0.15)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, loc="lower right" if not text else "upper right")
@@ -101,12 +91,8 @@ def _forecast(axes: Any, shown: dict[str, np.ndarray]) -> None:
     ):
         if high > low:
             axes.axvspan(low, high, color=colour, alpha=0.45, lw=0, label=name)
-    axes.step(
-        center, np.maximum(shown["observed"][layer], 1e-6), where="mid", color="#333333", label="observed"
-    )
-    axes.plot(
-        center, np.maximum(shown["forecast"][layer], 1e-6), color=COLOURS["partition"], lw=2, label="forecast"
-    )
+    axes.step(center, np.maximum(shown["observed"][layer], 1e-6), where="mid", color="#333333", label="observed")
+    axes.plot(center, np.maximum(shown["forecast"][layer], 1e-6), color=COLOURS["partition"], lw=2, label="forecast")
     for threshold in (sparse, key):
         axes.axvline(threshold, color="#333333", lw=0.8, ls="--")
     axes.set(xscale="log", yscale="log", xlim=(begin, end), ylim=(1e-5, 1))

@@ -30,9 +30,7 @@ class GradpartStdlib(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(
             builder=self,
             description="The source of the running Python's standard library.",
-            features=tfds.features.FeaturesDict(
-                {"text": tfds.features.Tensor(shape=(None,), dtype=np.uint8)}
-            ),
+            features=tfds.features.FeaturesDict({"text": tfds.features.Tensor(shape=(None,), dtype=np.uint8)}),
             metadata=tfds.core.MetadataDict(classes=256),
         )
 
