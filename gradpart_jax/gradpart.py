@@ -22,11 +22,12 @@ from gradpart_jax import accounting, predictor
 from gradpart_jax.accounting import WORD_BITS, Wire
 from gradpart_jax.baselines.dense import dense
 from gradpart_jax.buffers import scatter_add
-from gradpart_jax.exchange import AxisName, axis_size, greatest, isolated, mean
+from gradpart_jax.exchange import AxisName, axis_size, greatest, mean
 from gradpart_jax.exchange import gather as gather_payloads
 from gradpart_jax.feedback import Sent
 from gradpart_jax.payload import Bases, PayloadFormat, fit_format
 from gradpart_jax.regions import Regions, allot, entropy_bits, entropy_rule, partition
+from gradpart_jax.replicated import replicated
 from gradpart_jax.scheme import Reduced, Report, Scheme, SchemeState
 from gradpart_jax.segments import Layout, count_by_segment, sample_positions
 from gradpart_jax.selection import MARGIN, choose, decode, empty, encode
@@ -163,7 +164,7 @@ def gradpart(
         first = shared.step == 0
         due = shared.step % sizes.observe_every == 0
         observed, statistics = _observe(vector, due, shared.summary, layout, axis_name)
-        outlook = isolated(foresee, shared.step)(shared, observed, layout=layout)
+        outlook = replicated(foresee)(shared, observed, layout=layout)
 
         def sparse(vector: jax.Array) -> tuple[Reduced, jax.Array]:
             return _sparse_step(vector, outlook, shared.step, sizes, layout, axis_name)
@@ -180,9 +181,7 @@ def gradpart(
         else:
             reduced, trim = sparse(vector)
         realised = jnp.where(warm, outlook.regions.asked, reduced.report.realised)
-        summary, weights, optimizer = isolated(digest, shared.step)(
-            shared, outlook, realised, trim, observed, due & ~first
-        )
+        summary, weights, optimizer = replicated(digest)(shared, outlook, realised, trim, observed, due & ~first)
         wire = accounting.add(reduced.wire, Wire(*[jnp.where(due, bits, 0.0) for bits in statistics]))
         fresh = GradpartState(shared.step + 1, summary, weights, optimizer)
         return reduced._replace(wire=wire), SchemeState(fresh, ())
@@ -258,7 +257,7 @@ def _sparse_step(
     devices = payloads.shape[0]
     capacity = shape.key_capacity + shape.sparse_capacity
     realised = counts.astype(jnp.float32) / devices
-    trim, key_trim = isolated(_geometric_means, step)(headers.trim, headers.key_scale)
+    trim, key_trim = replicated(_geometric_means)(headers.trim, headers.key_scale)
     report = Report(
         sent=jnp.sum(counts).astype(jnp.float32) / devices,
         capacity=jnp.int32(capacity),

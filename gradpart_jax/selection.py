@@ -9,9 +9,9 @@ import jax.numpy as jnp
 
 from gradpart_jax.bits import WORD, bitmask, keep, popcount, select
 from gradpart_jax.buffers import Buffer, compact, gather, largest
-from gradpart_jax.exchange import isolated
 from gradpart_jax.payload import Bases, Contents, Header, PayloadFormat, bfloat16_factor
 from gradpart_jax.regions import Regions
+from gradpart_jax.replicated import replicated
 from gradpart_jax.segments import Layout, segment_of, spread
 
 MARGIN = 1.25  # candidates proposed over entries sent
@@ -73,7 +73,7 @@ def choose(
     key = compact(sent.indices, sent.values, is_key, shape.key_capacity, layout.total)
     sparse = compact(sent.indices, sent.values, is_sparse, shape.sparse_capacity, layout.total)
     # A payload that is not full says nothing of the exact threshold but that it is lower: by about what is missing.
-    short = isolated(_shortfall, turn)(sent.used, slope, entries=entries)
+    short = replicated(_shortfall)(sent.used, slope, entries=entries)
     trim = jnp.where(sent.used < entries, short, trim)
     factors = [jnp.clip(bfloat16_factor(f), 1e-30, 1e29) for f in (trim, key_scale)]
     return Chosen(key, sparse, candidates, *factors), finite
@@ -102,7 +102,7 @@ def encode(
     """
     level = bases.level[segment_of(chosen.sparse.indices, layout)]
     used = chosen.sparse.indices < layout.total
-    scale = isolated(_least_squares, turn)(jnp.abs(chosen.sparse.values), jnp.where(used, level, 0.0))
+    scale = replicated(_least_squares)(jnp.abs(chosen.sparse.values), jnp.where(used, level, 0.0))
     header = Header(finite, chosen.candidates, chosen.trim, chosen.key_scale, scale)
     contents = Contents(header, chosen.key, chosen.sparse)
     return shape.encode(contents, _entry_bases(contents, bases, layout))

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "gradpart_jax"
 
 # Each room stands on rooms of the floors below its own, never beside or above, but for the pairs named here.
 FLOORS = (
-    {"_version", "families", "bits", "segments"},
+    {"_version", "families", "bits", "segments", "replicated"},
     {"buffers", "codecs", "exchange"},
     {"feedback", "accounting", "regions", "predictor", "payload"},
     {"scheme", "selection"},
