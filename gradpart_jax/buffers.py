@@ -68,23 +68,38 @@ def largest(scores: jax.Array, count: jax.Array, capacity: int, turn: jax.Array)
     ([True, False, True, False], 2.0)
     """
     size = scores.shape[0]
-    filled = jnp.arange(size, dtype=jnp.int32) < count
     if capacity == 0 or size == 0:
         return jnp.zeros(size, bool), jnp.float32(1.0)
+    cut = ranked(scores, count, jnp.int32(capacity))
+    over = (jnp.arange(size, dtype=jnp.int32) < count) & (scores >= cut)
+    kept = flags(keep(bitmask(jnp.pad(over, (0, -size % WORD))), capacity, turn))[:size]
+    return kept, cut
+
+
+def ranked(scores: jax.Array, count: jax.Array, rank: jax.Array) -> jax.Array:
+    """Find the score that so many reach.
+
+    Args:
+      scores: float32[C], non-negative, C at least 1.
+      count: int32[]; slots from there on are empty.
+      rank: int32[], at least 1.
+
+    Returns:
+      float32[], which at least `rank` scores reach (all, if they are fewer) and, but for equal ones, no more.
+    """
+    filled = jnp.arange(scores.shape[0], dtype=jnp.int32) < count
     pattern = jnp.where(filled, jax.lax.bitcast_convert_type(scores, jnp.int32), -1)
-    least = jnp.min(jnp.where(filled, pattern, jnp.iinfo(jnp.int32).max), initial=jnp.iinfo(jnp.int32).max)
+    least = jnp.min(jnp.where(filled, pattern, jnp.iinfo(jnp.int32).max))
 
     def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low, high = bounds  # at least `capacity` reach low, fewer reach high
+        low, high = bounds  # at least `rank` reach low, fewer reach high
         middle = low + (high - low) // 2
-        enough = jnp.sum((pattern >= middle).astype(jnp.int32)) >= capacity
+        enough = jnp.sum((pattern >= middle).astype(jnp.int32)) >= rank
         return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
 
-    low = jnp.minimum(least, jnp.max(pattern, initial=-1))
-    low, _ = jax.lax.fori_loop(0, BISECTIONS, halve, (low, jnp.max(pattern, initial=-1) + 1))
-    over = jnp.pad(filled & (pattern >= low), (0, -size % WORD))
-    kept = flags(keep(bitmask(over), capacity, turn))[:size]
-    return kept, jax.lax.bitcast_convert_type(jnp.maximum(low, 0), jnp.float32)
+    most = jnp.max(pattern)
+    low, _ = jax.lax.fori_loop(0, BISECTIONS, halve, (jnp.minimum(least, most), most + 1))
+    return jax.lax.bitcast_convert_type(jnp.maximum(low, 0), jnp.float32)
 
 
 def compact(indices: jax.Array, values: jax.Array, flagged: jax.Array, capacity: int, size: int) -> Buffer:

@@ -12,7 +12,8 @@ from gradpart_jax import predictor
 from gradpart_jax.baselines.dense import dense
 from gradpart_jax.exchange import AxisName
 from gradpart_jax.families import FAMILIES
-from gradpart_jax.gradpart import GradpartState, gradpart
+from gradpart_jax.gradpart import gradpart
+from gradpart_jax.outlook import GradpartState
 from gradpart_jax.regions import ENTROPY_RULES
 from gradpart_jax.transform import check_number, compress, find_state
 

@@ -161,15 +161,17 @@ def _gamma() -> Family:
 
 
 def _pareto() -> Family:
-    """A truncated-exponential body below the anchor, at 1, and a generalised Pareto tail above it.
+    """A truncated log-logistic body below the anchor, at 1, and a generalised Pareto tail above it.
 
-    S(x) = p (1 + k (x - 1) / s)^(-1/k) above 1. Under error feedback the anchor is the last threshold: what was above
-    it has been sent, so that the density has an edge there with only fresh gradient beyond.
+    S(x) = p (1 + k (x - 1) / s)^(-1/k) above 1, and 1 - (1 - p) (1 + b) x^c / (1 + b x^c) below. Under error feedback
+    the anchor is the last threshold: what was above it has been sent, so that the density has an edge there, with only
+    fresh gradient beyond and all that waits just below.
     """
 
     def parts(shape: jax.Array) -> tuple[jax.Array, ...]:
         share = jax.nn.sigmoid(jnp.clip(shape[..., 0], -16.0, 4.0))
-        return share, positive(shape[..., 1]), 0.5 * jnp.tanh(shape[..., 2]), positive(shape[..., 3])
+        c = jnp.clip(positive(shape[..., 3]), 0.02, 20.0)
+        return share, positive(shape[..., 1]), 0.5 * jnp.tanh(shape[..., 2]), c, positive(shape[..., 4])
 
     def tail(x: jax.Array, s: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
         # log of the tail's survival, log(1 + k z) / k with its limit z at k = 0, and of its density
@@ -180,42 +182,46 @@ def _pareto() -> Family:
         return survival, jnp.where(jnp.abs(k) < 1e-3, -z, survival - jnp.log(inside)) - jnp.log(s)
 
     def survival(x: jax.Array, shape: jax.Array) -> jax.Array:
-        share, s, k, rate = parts(shape)
-        body = jnp.expm1(-rate * jnp.clip(x, 0.0, 1.0)) / jnp.expm1(-rate)
-        return jnp.where(x > 1, share * jnp.exp(tail(x, s, k)[0]), 1 - (1 - share) * body)
+        share, s, k, c, b = parts(shape)
+        power = jnp.clip(x, 1e-30, 1.0) ** c
+        # 1 - F of the body, without cancellation near the anchor
+        above = (1 - power) / (1 + b * power)
+        return jnp.where(x > 1, share * jnp.exp(tail(x, s, k)[0]), share + (1 - share) * above)
 
     def density(x: jax.Array, shape: jax.Array) -> jax.Array:
-        share, s, k, rate = parts(shape)
-        body = -rate * jnp.exp(-rate * jnp.clip(x, 0.0, 1.0)) / jnp.expm1(-rate)
+        share, s, k, c, b = parts(shape)
+        log = jnp.log(jnp.clip(x, 1e-30, 1.0))
+        body = c * (1 + b) * jnp.exp((c - 1) * log) / (1 + b * jnp.exp(c * log)) ** 2
         # A negative k ends the tail at 1 - s / k
         ended = 1.0 + k * (x - 1.0) / s <= 0
         return jnp.where(x > 1, jnp.where(ended, 0.0, share * jnp.exp(tail(x, s, k)[1])), (1 - share) * body)
 
     def quantile(upper: jax.Array, shape: jax.Array) -> jax.Array:
-        share, s, k, rate = parts(shape)
+        share, s, k, c, b = parts(shape)
         log = jnp.minimum(jnp.log(upper / share), 0.0)
         safe = jnp.where(jnp.abs(k) < 1e-3, 1e-3, k)
         above = 1.0 + s * jnp.where(jnp.abs(k) < 1e-3, -log, jnp.expm1(-safe * log) / safe)
-        part = jnp.clip((1 - upper) / (1 - share), 0.0, 1.0)
-        below = -jnp.log1p(part * jnp.expm1(-rate)) / rate
+        # F = 1 - rest, solved for x^c
+        rest = jnp.clip((upper - share) / (1 - share), 0.0, 1.0)
+        below = jnp.exp((jnp.log1p(-jnp.minimum(rest, 1 - 1e-7)) - jnp.log1p(b * rest)) / c)
         return jnp.where(upper < share, above, below)
 
     def entropy(shape: jax.Array) -> jax.Array:
-        share, s, k, rate = parts(shape)
-        truncated = -jnp.expm1(-rate)
-        mean = 1 / rate - jnp.exp(-rate) / truncated
-        body = jnp.log(truncated / rate) + rate * mean
+        share, s, k, c, b = parts(shape)
+        mean_log = jnp.where(b < 1e-3, b / 2, ((1 + b) * jnp.log1p(b) - b) / jnp.maximum(b, 1e-3))
+        body = jnp.log1p(b) - jnp.log(c) + (1 - 1 / c) * (1 + mean_log) - 2 * mean_log
         between = -share * jnp.log(share) - (1 - share) * jnp.log1p(-share)
         return between + (1 - share) * body + share * (jnp.log(s) + k + 1)
 
     def fit(moments: Moments) -> jax.Array:
         share = jnp.clip(moments.share, 1e-7, 0.95)
         excess = jnp.clip(moments.excess, 1e-3, 10.0)
-        rate = jnp.clip(jnp.exp(moments.anchor), 0.01, 1000.0)
+        # With b = 1, E[log x] = -2 log 2 / c
+        c = jnp.clip(2 * jnp.log(2.0) / jnp.maximum(moments.anchor + moments.skew, 0.07), 0.05, 20.0)
         zero = jnp.zeros_like(share)
-        return jnp.stack([jnp.log(share) - jnp.log1p(-share), raw_of(excess), zero, raw_of(rate)], axis=-1)
+        return jnp.stack([jnp.log(share) - jnp.log1p(-share), raw_of(excess), zero, raw_of(c), zero], axis=-1)
 
-    return Family("pareto", 4, survival, quantile, density, entropy, fit, anchored=True)
+    return Family("pareto", 5, survival, quantile, density, entropy, fit, anchored=True)
 
 
 def _mixture() -> Family:

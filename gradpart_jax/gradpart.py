@@ -13,7 +13,7 @@ costs nothing until it is off by more than the margin, and the surplus is droppe
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,43 +25,25 @@ from gradpart_jax.buffers import scatter_add
 from gradpart_jax.exchange import AxisName, axis_size, greatest, mean
 from gradpart_jax.exchange import gather as gather_payloads
 from gradpart_jax.feedback import Sent
+from gradpart_jax.outlook import MARGIN, GradpartState, Outcome, Outlook, digest, foresee
 from gradpart_jax.payload import Bases, PayloadFormat, fit_format
-from gradpart_jax.regions import Regions, allot, entropy_bits, entropy_rule, partition
+from gradpart_jax.regions import entropy_rule
 from gradpart_jax.replicated import replicated
 from gradpart_jax.scheme import Reduced, Report, Scheme, SchemeState
 from gradpart_jax.segments import Layout, count_by_segment, sample_positions
-from gradpart_jax.selection import MARGIN, choose, decode, empty, encode
+from gradpart_jax.selection import choose, decode, empty, encode
 
-ROOM = 1.3  # candidates that fit over candidates proposed
+ROOM = 1.6  # candidates that fit over candidates proposed
 SAMPLE = 2**17  # elements that a histogram is made from
 STATISTICS_SHARE = 0.03  # of the budget, at most, goes to histograms
 KEY_SHARE = 0.25  # of the entries sent, those coded precisely
-
-
-class GradpartState(NamedTuple):
-    """The same on every device, bit for bit."""
-
-    step: jax.Array  # int32[]
-    summary: predictor.Summary  # of earlier steps
-    weights: Any  # the predictor's parameters
-    optimizer: Any  # of the predictor's on-line training
-
-
-class Outlook(NamedTuple):
-    """What a forecast means for one step; the same on every device."""
-
-    known: predictor.Summary
-    regions: Regions
-    proposal: jax.Array  # float32[S]: thresholds that let MARGIN times the asked-for entries through
-    entropy: jax.Array  # float32[S]: bits
-    slope: jax.Array  # float32[S]: -d log threshold / d log count
-    mean_slope: jax.Array  # float32[]: the same for the whole
 
 
 class Plan(NamedTuple):
     """Static sizes, from the layout and the budget."""
 
     format: PayloadFormat | None  # None: dense is no larger
+    entries: int  # that a payload holds
     candidates: int  # capacity of the buffer that is trimmed
     observe_every: int  # steps between histograms
 
@@ -95,7 +77,7 @@ def gradpart(
     uncompressed = dense()
 
     def plan(layout: Layout) -> Plan:
-        return _plan(layout, bits_per_element, learn_every, key_bits)
+        return plan_of(layout, bits_per_element, learn_every=learn_every, key_bits=key_bits)
 
     def init(layout: Layout) -> SchemeState:
         weights = predictor.load(family) if seed is None else predictor.initialise(seed, family)
@@ -108,50 +90,7 @@ def gradpart(
         return SchemeState(shared=state, local=())
 
     def capacity(layout: Layout) -> int:
-        found = plan(layout).format
-        return layout.elements if found is None else found.key_capacity + found.sparse_capacity
-
-    def foresee(shared: GradpartState, observed: tuple[jax.Array, jax.Array], layout: Layout) -> Outlook:
-        # The very first step has no earlier one to forecast from: it looks at its own histogram.
-        first = predictor.observe(shared.summary, *observed)
-        known = _where(shared.step == 0, first, shared.summary)
-        forecast = predictor.forecast(shared.weights, known, family)
-        entropy = entropy_bits(forecast.masses(known.top))
-        size = jnp.asarray(layout.sizes, jnp.float32)
-        asked = allot(rule(entropy), size, capacity(layout))
-        regions = partition(forecast.survival, forecast.quantile, asked, size)
-        slope = forecast.slope(asked / jnp.maximum(size, 1.0))
-        # One factor on all thresholds asks for MARGIN times the entries, as the forecast sees it.
-        mean_slope = jnp.sum(slope * asked) / jnp.maximum(jnp.sum(asked), 1e-30)
-        return Outlook(known, regions, regions.sparse * MARGIN**-mean_slope, entropy, slope, mean_slope)
-
-    def digest(
-        shared: GradpartState,
-        outlook: Outlook,
-        realised: jax.Array,
-        trim: jax.Array,
-        observed: tuple[jax.Array, jax.Array],
-        due: jax.Array,
-    ) -> tuple[predictor.Summary, Any, Any]:
-        known, weights, optimizer = outlook.known, shared.weights, shared.optimizer
-        if learn_every != 0:
-            weights, optimizer = jax.lax.cond(
-                due,
-                lambda w, o: predictor.learn(w, o, known, *observed, family),
-                lambda w, o: (w, o),
-                weights,
-                optimizer,
-            )
-        summary = predictor.advance(
-            known,
-            threshold=outlook.regions.sparse,
-            share=outlook.regions.asked / jnp.maximum(known.size, 1.0),
-            asked=outlook.regions.asked,
-            realised=realised,
-            trim=trim,
-            slope=outlook.slope,
-        )
-        return _where(due, predictor.observe(summary, *observed), summary), weights, optimizer
+        return plan(layout).entries
 
     def reduce(
         vector: jax.Array, state: SchemeState, layout: Layout, axis_name: AxisName
@@ -164,24 +103,28 @@ def gradpart(
         first = shared.step == 0
         due = shared.step % sizes.observe_every == 0
         observed, statistics = _observe(vector, due, shared.summary, layout, axis_name)
-        outlook = replicated(foresee)(shared, observed, layout=layout)
+        outlook = replicated(foresee)(
+            shared, observed, sizes=layout.sizes, capacity=sizes.entries, rule=rule, family=family
+        )
 
-        def sparse(vector: jax.Array) -> tuple[Reduced, jax.Array]:
+        def sparse(vector: jax.Array) -> tuple[Reduced, Outcome]:
             return _sparse_step(vector, outlook, shared.step, sizes, layout, axis_name)
 
-        def dense_step(vector: jax.Array) -> tuple[Reduced, jax.Array]:
+        def dense_step(vector: jax.Array) -> tuple[Reduced, Outcome]:
             reduced, _ = uncompressed.reduce(vector, state, layout, axis_name)
-            report = reduced.report._replace(segment_entropy=outlook.entropy, capacity=jnp.int32(capacity(layout)))
+            report = reduced.report._replace(segment_entropy=outlook.entropy, capacity=jnp.int32(sizes.entries))
             nothing = Sent(jnp.bool_(True), empty(shape, layout))
-            return reduced._replace(sent=nothing, report=report), jnp.float32(1.0)
+            return reduced._replace(sent=nothing, report=report), Outcome(jnp.float32(1.0), jnp.float32(0.0))
 
         warm = shared.step < warmup_steps
         if warmup_steps:
-            reduced, trim = jax.lax.cond(warm, dense_step, sparse, vector)
+            reduced, outcome = jax.lax.cond(warm, dense_step, sparse, vector)
         else:
-            reduced, trim = sparse(vector)
+            reduced, outcome = sparse(vector)
         realised = jnp.where(warm, outlook.regions.asked, reduced.report.realised)
-        summary, weights, optimizer = replicated(digest)(shared, outlook, realised, trim, observed, due & ~first)
+        summary, weights, optimizer = replicated(digest)(
+            shared, outlook, realised, outcome, observed, due & ~first, family=family, learning=learn_every != 0
+        )
         wire = accounting.add(reduced.wire, Wire(*[jnp.where(due, bits, 0.0) for bits in statistics]))
         fresh = GradpartState(shared.step + 1, summary, weights, optimizer)
         return reduced._replace(wire=wire), SchemeState(fresh, ())
@@ -189,9 +132,20 @@ def gradpart(
     return Scheme("partition", init, reduce, capacity)
 
 
-def _plan(layout: Layout, bits_per_element: float, learn_every: int | None, key_bits: int) -> Plan:
+def plan_of(layout: Layout, bits_per_element: float, *, learn_every: int | None = None, key_bits: int = 4) -> Plan:
+    """Fix all sizes.
+
+    Args:
+      layout: the segments.
+      bits_per_element: as in `gradpart`.
+      learn_every: as in `gradpart`.
+      key_bits: as in `gradpart`.
+
+    Returns:
+      Plan.
+    """
     if not layout.elements:
-        return Plan(None, 0, 1)
+        return Plan(None, 0, 0, 1)
     budget = bits_per_element * layout.elements
     # One histogram, and the all-reduce of its highest bins
     statistics = WORD_BITS * layout.segments * (predictor.BINS + 1)
@@ -199,9 +153,9 @@ def _plan(layout: Layout, bits_per_element: float, learn_every: int | None, key_
     left = budget - statistics / every
     shape = fit_format(layout.total, left, key_share=KEY_SHARE, key_bits=key_bits, sparse_bits=1)
     if bits_per_element >= WORD_BITS or shape.bits >= WORD_BITS * layout.elements:
-        return Plan(None, layout.total, every)
+        return Plan(None, layout.elements, layout.total, every)
     entries = shape.key_capacity + shape.sparse_capacity
-    return Plan(shape, min(layout.total, math.ceil(entries * MARGIN * ROOM) + 64), every)
+    return Plan(shape, entries, min(layout.total, math.ceil(entries * MARGIN * ROOM) + 64), every)
 
 
 def _observe(
@@ -231,13 +185,13 @@ def _sparse_step(
     sizes: Plan,
     layout: Layout,
     axis_name: AxisName,
-) -> tuple[Reduced, jax.Array]:
+) -> tuple[Reduced, Outcome]:
     shape = sizes.format
     assert shape is not None
     regions = outlook.regions
     bases = Bases(regions.key, regions.level)
     chosen, finite = jax.lax.optimization_barrier(
-        choose(vector, regions, outlook.proposal, outlook.mean_slope, step, shape, sizes.candidates, layout)
+        choose(vector, regions, outlook.proposal, outlook.slope, step, shape, sizes.candidates, layout)
     )
     words, own = encode(chosen, bases, finite, step, shape, layout)
     payloads = gather_payloads(words, axis_name)
@@ -255,9 +209,10 @@ def _sparse_step(
     start = (jnp.zeros_like(vector), jnp.zeros(layout.segments, jnp.int32))
     (total, counts), _ = jax.lax.scan(receive, start, payloads)
     devices = payloads.shape[0]
-    capacity = shape.key_capacity + shape.sparse_capacity
+    capacity = sizes.entries
     realised = counts.astype(jnp.float32) / devices
-    trim, key_trim = replicated(_geometric_means)(headers.trim, headers.key_scale)
+    fullness = jnp.maximum(headers.candidates, 1).astype(jnp.float32) / capacity
+    trim, key_trim, surplus = replicated(_geometric_means)(headers.trim, headers.key_scale, fullness)
     report = Report(
         sent=jnp.sum(counts).astype(jnp.float32) / devices,
         capacity=jnp.int32(capacity),
@@ -266,7 +221,7 @@ def _sparse_step(
         asked=regions.asked,
         realised=realised,
         segment_entropy=outlook.entropy,
-        forecast_error=jnp.log(trim),
+        forecast_error=replicated(jnp.log)(trim),
     )
     reduced = Reduced(
         mean=total / devices,
@@ -275,12 +230,8 @@ def _sparse_step(
         wire=accounting.gathered(shape.bits, devices),
         report=report,
     )
-    return reduced, trim
+    return reduced, Outcome(trim, replicated(jnp.log)(surplus))
 
 
 def _geometric_means(*factors: jax.Array) -> tuple[jax.Array, ...]:
     return tuple(jnp.exp(jnp.mean(jnp.log(factor))) for factor in factors)
-
-
-def _where(flag: jax.Array, new: Any, old: Any) -> Any:
-    return jax.tree.map(lambda a, b: jnp.where(flag, a, b), new, old)

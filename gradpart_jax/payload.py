@@ -1,6 +1,6 @@
 """All of what one device sends in a step: one array of words, of static length.
 
-    header (5 words) | key indices | key values | sparse indices | sparse values
+    header (6 words) | key indices | key values | sparse indices | sparse values
 
 A payload is data from outside: whatever its words, decoding gives in-range indices and finite values.
 """
@@ -18,7 +18,7 @@ from gradpart_jax.bits import WORD, pack, unpack
 from gradpart_jax.buffers import Buffer
 from gradpart_jax.codecs import IndexCodec, Magnitudes, index_codec
 
-HEADER_WORDS = 5
+HEADER_WORDS = 6
 LEVEL_RATIO = 2.0**0.5  # between neighbouring magnitude levels: decoded values stay within 2^(1/4) of the true ones
 LARGEST_BASE = 1e30
 
@@ -48,11 +48,6 @@ class Bases(NamedTuple):
     level: jax.Array  # float32[S]: mean magnitude in the sparse region
 
 
-def bfloat16_factor(factor: jax.Array) -> jax.Array:
-    """Round a factor to what the header carries, so that encoder and decoder use the same."""
-    return factor.astype(jnp.bfloat16).astype(jnp.float32)
-
-
 @dataclasses.dataclass(frozen=True)
 class PayloadFormat:
     """Static sizes of a payload, and its encoder and decoder.
@@ -65,7 +60,7 @@ class PayloadFormat:
       sparse_bits: of a sparse value, sign included; 1 is the sign times the region's level.
 
     >>> PayloadFormat(size=32_000, key_capacity=100, sparse_capacity=300).words * 32 / 32_000
-    0.142
+    0.143
     """
 
     size: int
@@ -107,18 +102,13 @@ class PayloadFormat:
           uint32[words], and the contents as `decode` will see them (values quantised).
         """
         header = contents.header
-        half = [
-            jax.lax.bitcast_convert_type(f.astype(jnp.bfloat16), jnp.uint16).astype(jnp.uint32)
-            for f in (header.trim, header.key_scale)
-        ]
         broken = (~header.finite).astype(jnp.uint32) << 31
         head = jnp.stack(
             [
                 contents.key.used.astype(jnp.uint32) | broken,
                 contents.sparse.used.astype(jnp.uint32),
                 header.candidates.astype(jnp.uint32),
-                half[0] << 16 | half[1],
-                jax.lax.bitcast_convert_type(header.level_scale, jnp.uint32),
+                *(jax.lax.bitcast_convert_type(f, jnp.uint32) for f in header[2:]),
             ]
         )
         blocks, decoded = [head], []
@@ -147,9 +137,9 @@ class PayloadFormat:
         return Header(
             finite=words[..., 0] >> 31 == 0,
             candidates=(words[..., 2] & 0x7FFFFFFF).astype(jnp.int32),
-            trim=factor(words[..., 3] & jnp.uint32(0xFFFF0000)),
-            key_scale=factor(words[..., 3] << 16),
-            level_scale=factor(words[..., 4]),
+            trim=factor(words[..., 3]),
+            key_scale=factor(words[..., 4]),
+            level_scale=factor(words[..., 5]),
         )
 
     def indices(self, words: jax.Array) -> tuple[Buffer, Buffer]:

@@ -7,14 +7,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gradpart_jax.bits import WORD, bitmask, keep, popcount, select
-from gradpart_jax.buffers import Buffer, compact, gather, largest
-from gradpart_jax.payload import Bases, Contents, Header, PayloadFormat, bfloat16_factor
+from gradpart_jax.bits import WORD, bitmask, keep, popcount, select, thin
+from gradpart_jax.buffers import Buffer, compact, gather, largest, ranked
+from gradpart_jax.outlook import MARGIN
+from gradpart_jax.payload import Bases, Contents, Header, PayloadFormat
 from gradpart_jax.regions import Regions
 from gradpart_jax.replicated import replicated
 from gradpart_jax.segments import Layout, segment_of, spread
-
-MARGIN = 1.25  # candidates proposed over entries sent
 
 
 class Chosen(NamedTuple):
@@ -56,16 +55,19 @@ def choose(
     over = ~(jnp.abs(vector).reshape(-1, WORD) <= spread(proposal, layout)[:, None])
     words = jax.lax.optimization_barrier(bitmask(over.reshape(-1)))
     candidates = jnp.sum(popcount(words))
-    positions, _ = jax.lax.optimization_barrier(select(keep(words, room, turn), room))
+    positions, found = jax.lax.optimization_barrier(select(keep(thin(words, room, turn), room, turn), room))
     values = gather(vector, positions)
     finite = jnp.all(jnp.isfinite(values))
+    crowded = candidates > room
     if room < layout.total:
-        crowded = candidates > room
         finite &= jax.lax.cond(crowded, lambda v: jnp.all(jnp.isfinite(v)), lambda _: jnp.bool_(True), vector)
     values = jnp.nan_to_num(values)
     entries = shape.key_capacity + shape.sparse_capacity
     score = jnp.abs(values) / regions.sparse[segment_of(positions, layout)]
-    flagged, trim = largest(score, jnp.minimum(candidates, room), entries, turn)
+    flagged, trim = largest(score, found, entries, turn)
+    # A sample's exact threshold is that of the same share of it.
+    rank = jnp.maximum(entries * (found.astype(jnp.float32) / candidates), 1.0).astype(jnp.int32)
+    trim = jax.lax.cond(crowded, lambda: ranked(score, found, rank), lambda: trim)
     sent = compact(positions, values, flagged, entries, layout.total)
     score = jnp.abs(sent.values) / regions.key[segment_of(sent.indices, layout)]
     is_key, key_scale = largest(score, sent.used, shape.key_capacity, turn)
@@ -75,7 +77,7 @@ def choose(
     # A payload that is not full says nothing of the exact threshold but that it is lower: by about what is missing.
     short = replicated(_shortfall)(sent.used, slope, entries=entries)
     trim = jnp.where(sent.used < entries, short, trim)
-    factors = [jnp.clip(bfloat16_factor(f), 1e-30, 1e29) for f in (trim, key_scale)]
+    factors = [jnp.clip(factor, 1e-30, 1e29) for factor in (trim, key_scale)]
     return Chosen(key, sparse, candidates, *factors), finite
 
 

@@ -88,7 +88,7 @@ def compress(
     Array([3., 4.], dtype=float32)
     """
     if not isinstance(scheme, Scheme):
-        raise TypeError(f"scheme={scheme!r} is not a Scheme: make one with gp.baselines or gp.gradpart")
+        raise TypeError(f"scheme={scheme!r} is not a Scheme: give one such as gp.baselines.dense()")
     check_number("momentum", momentum, at_least=0.0, below=1.0, optional=True)
     check_number("memory_decay", memory_decay, above=0.0, at_most=1.0)
     if momentum is not None and not error_feedback:

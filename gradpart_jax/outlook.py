@@ -1,0 +1,131 @@
+"""What every device makes of what all know: a forecast's thresholds before a step, and its lesson after.
+
+Numbers of the order of segments, in arithmetic that must round alike on all devices: call these under `replicated`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gradpart_jax import predictor
+from gradpart_jax.regions import Regions, Rule, allot, entropy_bits, partition
+
+MARGIN = 1.6  # candidates proposed over entries that fit
+
+
+class GradpartState(NamedTuple):
+    """The same on every device, bit for bit."""
+
+    step: jax.Array  # int32[]
+    summary: predictor.Summary  # of earlier steps
+    weights: Any  # the predictor's parameters
+    optimizer: Any  # of the predictor's on-line training
+
+
+class Outlook(NamedTuple):
+    """What a forecast means for one step; the same on every device."""
+
+    known: predictor.Summary
+    regions: Regions
+    proposal: jax.Array  # float32[S]: thresholds that let MARGIN times the asked-for entries through
+    entropy: jax.Array  # float32[S]: bits
+    slope: jax.Array  # float32[]: -d log threshold / d log count
+
+
+class Outcome(NamedTuple):
+    """How good the forecast was; the same on every device."""
+
+    trim: jax.Array  # float32[]: the factor from the forecast to the exact thresholds
+    surplus: jax.Array  # float32[]: log of candidates over entries that fit
+
+
+def foresee(
+    shared: GradpartState,
+    observed: tuple[jax.Array, jax.Array],
+    sizes: tuple[int, ...],
+    capacity: int,
+    rule: Rule,
+    family: str,
+) -> Outlook:
+    """Forecast, share the budget out, and set thresholds.
+
+    Args:
+      shared: of the steps before.
+      observed: the last histogram, and its highest bins.
+      sizes: elements of each segment.
+      capacity: entries that a payload holds.
+      rule: from entropies to weights.
+      family: of magnitude distributions.
+
+    Returns:
+      Outlook.
+    """
+    # The very first step has no earlier one to forecast from: it looks at its own histogram.
+    first = predictor.observe(shared.summary, *observed)
+    known = _where(shared.step == 0, first, shared.summary)
+    forecast = predictor.forecast(shared.weights, known, family)
+    entropy = entropy_bits(forecast.masses(known.top))
+    size = jnp.asarray(sizes, jnp.float32)
+    asked = allot(rule(entropy), size, capacity)
+    regions = partition(forecast.survival, forecast.quantile, asked, size)
+    slopes = forecast.slope(asked / jnp.maximum(size, 1.0))
+    prior = jnp.sum(slopes * asked) / jnp.maximum(jnp.sum(asked), 1e-30)
+    slope = predictor.slope_of(known, prior)
+    # One factor on all thresholds asks for MARGIN times the entries.
+    return Outlook(known, regions, regions.sparse * MARGIN**-slope, entropy, slope)
+
+
+def digest(
+    shared: GradpartState,
+    outlook: Outlook,
+    realised: jax.Array,
+    outcome: Outcome,
+    observed: tuple[jax.Array, jax.Array],
+    due: jax.Array,
+    family: str,
+    learning: bool,
+) -> tuple[predictor.Summary, Any, Any]:
+    """Take a step's outcome in and, where a histogram was due, learn from it.
+
+    Args:
+      shared: of the steps before.
+      outlook: of `foresee`.
+      realised: float32[S], entries sent, mean over devices.
+      outcome: how good the forecast was.
+      observed: the last histogram, and its highest bins.
+      due: bool[], whether that is a fresh one.
+      family: of magnitude distributions.
+      learning: whether the network learns on-line.
+
+    Returns:
+      Summary, weights and optimizer state.
+    """
+    known, weights, optimizer = outlook.known, shared.weights, shared.optimizer
+    if learning:
+        weights, optimizer = jax.lax.cond(
+            due,
+            lambda w, o: predictor.learn(w, o, known, *observed, family),
+            lambda w, o: (w, o),
+            weights,
+            optimizer,
+        )
+    summary = predictor.advance(
+        known,
+        threshold=outlook.regions.sparse,
+        share=outlook.regions.asked / jnp.maximum(known.size, 1.0),
+        asked=outlook.regions.asked,
+        realised=realised,
+        trim=outcome.trim,
+        surplus=outcome.surplus,
+        lowered=outlook.slope * math.log(MARGIN),
+        slope=outlook.slope,
+    )
+    return _where(due, predictor.observe(summary, *observed), summary), weights, optimizer
+
+
+def _where(flag: jax.Array, new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(flag, a, b), new, old)

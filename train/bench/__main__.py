@@ -1,0 +1,49 @@
+"""`python -m train.bench`: choose a benchmark and run it."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Annotated
+
+import tyro
+
+from train.bench import compress, forecast, wire
+from train.errors import UsageError
+
+Choice = (
+    Annotated[forecast.Args, tyro.conf.subcommand("forecast")]
+    | Annotated[compress.Args, tyro.conf.subcommand("compress")]
+    | Annotated[wire.Args, tyro.conf.subcommand("wire")]
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one benchmark.
+
+    Args:
+      arguments: of the command line; None takes the process's own.
+
+    Returns:
+      The exit status: 0, 2 for a mistake in the options, 130 for Ctrl-C.
+    """
+    chosen = tyro.cli(Choice, args=arguments, prog="python -m train.bench", description=__doc__)
+    warnings.simplefilter("ignore")
+    try:
+        if isinstance(chosen, forecast.Args):
+            forecast.main(chosen)
+        elif isinstance(chosen, compress.Args):
+            compress.main(chosen)
+        elif isinstance(chosen, wire.Args):
+            wire.main(chosen)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+"""Parameter shapes of well-known models, for trees of many leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+Shapes = list[tuple[int, ...]]
+
+
+def resnet50() -> Shapes:
+    """List the 161 shapes of ResNet-50 (He et al., 2016): 25.6 million parameters.
+
+    >>> import math
+    >>> len(resnet50()), sum(math.prod(shape) for shape in resnet50())
+    (161, 25557032)
+    """
+
+    def convolution(size: int, inputs: int, outputs: int) -> Shapes:
+        return [(size, size, inputs, outputs), (outputs,), (outputs,)]
+
+    shapes, inputs = convolution(7, 3, 64), 64
+    for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
+        for block in range(blocks):
+            shapes += convolution(1, inputs, width) + convolution(3, width, width) + convolution(1, width, 4 * width)
+            if block == 0:
+                shapes += convolution(1, inputs, 4 * width)
+            inputs = 4 * width
+    return [*shapes, (inputs, 1000), (1000,)]
+
+
+def transformer() -> Shapes:
+    """List the shapes of a decoder of 12 layers, width 512, and 8192 tokens.
+
+    >>> len(transformer())
+    148
+    """
+    width, tokens = 512, 8192
+    layer: Shapes = [(width,), (width,), (width, 3 * width), (3 * width,), (width, width), (width,)]
+    layer += [(width,), (width,), (width, 4 * width), (4 * width,), (4 * width, width), (width,)]
+    return [(tokens, width), (1024, width), *layer * 12, (width,), (width,)]
+
+
+TREES: Mapping[str, Callable[[], Shapes]] = MappingProxyType({"ResNet-50": resnet50, "transformer": transformer})
