@@ -143,7 +143,7 @@ def select(words: jax.Array, capacity: int) -> tuple[jax.Array, jax.Array]:
     return jnp.where(slot < ends[-1], word * WORD + place, size), ends[-1]
 
 
-def keep(words: jax.Array, capacity: int, turn: jax.Array) -> jax.Array:
+def keep(words: jax.Array, capacity: int | jax.Array, turn: jax.Array) -> jax.Array:
     """Clear surplus bits, so that no position is starved.
 
     Where more than `capacity` bits are set, a cyclic run of set bits is cleared whose start moves with `turn`.
@@ -162,8 +162,9 @@ def keep(words: jax.Array, capacity: int, turn: jax.Array) -> jax.Array:
 
     def drop(words: jax.Array) -> jax.Array:
         before = prefix(words)
-        # Fibonacci hashing: successive turns start far apart, and all starts come up.
-        start = (turn.astype(jnp.uint32) * jnp.uint32(0x9E3779B1) % count.astype(jnp.uint32)).astype(jnp.int32)
+        # Multiples of the golden ratio: successive turns start far apart, and no start is far from any.
+        fraction = (turn.astype(jnp.uint32) * jnp.uint32(0x9E3779B1) >> 8).astype(jnp.float32) * 2.0**-24
+        start = jnp.minimum((fraction * count.astype(jnp.float32)).astype(jnp.int32), count - 1)
         end = start + count - capacity
         wrapped = end - count
         straight = lowest(words, start - before) | (words & ~lowest(words, end - before))

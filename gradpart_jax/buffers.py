@@ -70,14 +70,16 @@ def largest(scores: jax.Array, count: jax.Array, capacity: int, turn: jax.Array)
     size = scores.shape[0]
     if capacity == 0 or size == 0:
         return jnp.zeros(size, bool), jnp.float32(1.0)
-    cut = ranked(scores, count, jnp.int32(capacity))
-    over = (jnp.arange(size, dtype=jnp.int32) < count) & (scores >= cut)
-    kept = flags(keep(bitmask(jnp.pad(over, (0, -size % WORD))), capacity, turn))[:size]
-    return kept, cut
+    cut, above = ranked(scores, count, jnp.int32(capacity))
+    filled = jnp.arange(size, dtype=jnp.int32) < count
+    certain = filled & (scores >= above)
+    close = bitmask(jnp.pad(filled & (scores >= cut) & ~certain, (0, -size % WORD)))
+    taken = flags(keep(close, capacity - jnp.sum(certain.astype(jnp.int32)), turn))[:size]
+    return certain | taken, cut
 
 
-def ranked(scores: jax.Array, count: jax.Array, rank: jax.Array) -> jax.Array:
-    """Find the score that so many reach.
+def ranked(scores: jax.Array, count: jax.Array, rank: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Find the score that so many reach, from both sides.
 
     Args:
       scores: float32[C], non-negative, C at least 1.
@@ -85,7 +87,7 @@ def ranked(scores: jax.Array, count: jax.Array, rank: jax.Array) -> jax.Array:
       rank: int32[], at least 1.
 
     Returns:
-      float32[], which at least `rank` scores reach (all, if they are fewer) and, but for equal ones, no more.
+      float32[], which at least `rank` scores reach (all, if they are fewer); float32[], which fewer reach.
     """
     filled = jnp.arange(scores.shape[0], dtype=jnp.int32) < count
     pattern = jnp.where(filled, jax.lax.bitcast_convert_type(scores, jnp.int32), -1)
@@ -98,8 +100,9 @@ def ranked(scores: jax.Array, count: jax.Array, rank: jax.Array) -> jax.Array:
         return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
 
     most = jnp.max(pattern)
-    low, _ = jax.lax.fori_loop(0, BISECTIONS, halve, (jnp.minimum(least, most), most + 1))
-    return jax.lax.bitcast_convert_type(jnp.maximum(low, 0), jnp.float32)
+    low, high = jax.lax.fori_loop(0, BISECTIONS, halve, (jnp.minimum(least, most), most + 1))
+    low, high = (jax.lax.bitcast_convert_type(jnp.maximum(x, 0), jnp.float32) for x in (low, high))
+    return low, high
 
 
 def compact(indices: jax.Array, values: jax.Array, flagged: jax.Array, capacity: int, size: int) -> Buffer:

@@ -177,7 +177,7 @@ def inspect(opt_state: Any, family: str = predictor.DEFAULT_FAMILY) -> Inspectio
     return Inspection(
         edges=predictor.edges(state.summary.top),
         forecast=forecast.masses(state.summary.top),
-        observed=jnp.asarray(state.summary.mass),
+        observed=state.summary.mass / jnp.maximum(jnp.sum(state.summary.mass, axis=1, keepdims=True), 1e-30),
         threshold=found.stats.threshold,
     )
 

@@ -191,7 +191,7 @@ def _sparse_step(
     regions = outlook.regions
     bases = Bases(regions.key, regions.level)
     chosen, finite = jax.lax.optimization_barrier(
-        choose(vector, regions, outlook.proposal, outlook.slope, step, shape, sizes.candidates, layout)
+        choose(vector, regions, outlook.proposal, outlook.retreat, outlook.slope, step, shape, sizes.candidates, layout)
     )
     words, own = encode(chosen, bases, finite, step, shape, layout)
     payloads = gather_payloads(words, axis_name)

@@ -32,6 +32,7 @@ class Outlook(NamedTuple):
     known: predictor.Summary
     regions: Regions
     proposal: jax.Array  # float32[S]: thresholds that let MARGIN times the asked-for entries through
+    retreat: jax.Array  # float32[]: the factor from the exact thresholds to those
     entropy: jax.Array  # float32[S]: bits
     slope: jax.Array  # float32[]: -d log threshold / d log count
 
@@ -76,7 +77,8 @@ def foresee(
     prior = jnp.sum(slopes * asked) / jnp.maximum(jnp.sum(asked), 1e-30)
     slope = predictor.slope_of(known, prior)
     # One factor on all thresholds asks for MARGIN times the entries.
-    return Outlook(known, regions, regions.sparse * MARGIN**-slope, entropy, slope)
+    retreat = MARGIN**-slope
+    return Outlook(known, regions, regions.sparse * retreat, retreat, entropy, slope)
 
 
 def digest(

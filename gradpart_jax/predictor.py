@@ -29,7 +29,7 @@ HIDDEN = 16
 DRIFT_GAIN = 0.1
 DRIFT_KEPT = 0.98
 BALANCE = 0.2  # how far a segment's anchor follows its own count
-LARGEST_DRIFT = 0.3  # of log scale in one step, as the network may forecast it
+LARGEST_DRIFT = 0.05  # of log scale in one step, as the network may forecast it
 LEARNING_RATE = 1e-3
 NEAR = 0.35  # two bins, between an anchor and what a histogram says
 FIRST_SHARE = 0.03
@@ -280,11 +280,11 @@ def advance(
     drift = jnp.clip(DRIFT_KEPT * summary.drift + DRIFT_GAIN * jnp.clip(log_trim, -0.2, 0.2), -0.1, 0.1)
     anchor = jnp.log(threshold) + log_trim + drift + BALANCE * steepness * imbalance
     anchor = jnp.clip(anchor, -80.0, 65.0)
-    # Where there were more candidates than entries, both ends of a chord of the survival function are known.
-    x, y = jnp.clip(surplus, 0.0, 2.0), jnp.clip(lowered + log_trim, 0.0, 2.0)
+    # Where candidates and entries differ in number, both ends of a chord of the survival function are known.
+    x, y = jnp.clip(surplus, -2.0, 2.0), jnp.clip(lowered + log_trim, -1.0, 1.0)
     chord = jnp.stack([x * y, x * x])
     return summary._replace(
-        regression=jnp.where(surplus > 0.02, 0.9 * summary.regression + 0.1 * chord, summary.regression),
+        regression=jnp.where(jnp.abs(surplus) > 0.05, 0.9 * summary.regression + 0.1 * chord, summary.regression),
         log_anchor=anchor,
         share=share,
         log_trim=log_trim,
@@ -386,8 +386,12 @@ def forecast(weights: Any, summary: Summary, name: str) -> Forecast:
     known = moments(summary)
     raw = Predictor(family.shapes).apply({"params": weights}, features(summary, known))
     assert isinstance(raw, jax.Array)
-    shape = family.fit(known) + raw[:, :-1]
-    log_scale = summary.log_anchor + LARGEST_DRIFT * jnp.tanh(raw[:, -1])
+    correction = raw[:, :-1]
+    if family.anchored:
+        # The share above the anchor is known, to the entry.
+        correction = correction.at[:, 0].set(0.0)
+    shape = family.fit(known) + correction
+    log_scale = summary.log_anchor + (NEAR if not family.anchored else LARGEST_DRIFT) * jnp.tanh(raw[:, -1])
     if not family.anchored:
         log_scale -= jnp.log(family.quantile(known.share, jax.lax.stop_gradient(shape)))
     return Forecast(family, shape, jnp.exp(jnp.clip(log_scale, -80.0, 65.0)))

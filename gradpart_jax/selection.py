@@ -15,6 +15,8 @@ from gradpart_jax.regions import Regions
 from gradpart_jax.replicated import replicated
 from gradpart_jax.segments import Layout, segment_of, spread
 
+PASSES = 6  # over the vector at most, where the forecast was far off
+
 
 class Chosen(NamedTuple):
     """This device's selection, before its values are coded."""
@@ -30,6 +32,7 @@ def choose(
     vector: jax.Array,
     regions: Regions,
     proposal: jax.Array,
+    retreat: jax.Array,
     slope: jax.Array,
     turn: jax.Array,
     shape: PayloadFormat,
@@ -42,6 +45,7 @@ def choose(
       vector: float32[n].
       regions: the forecast's thresholds, for the asked-for counts.
       proposal: float32[S], lower thresholds, which let MARGIN times as many through.
+      retreat: float32[], below 1, a factor on the thresholds that lets MARGIN times as many through.
       slope: float32[], -d log threshold / d log count.
       turn: int32[], a step counter.
       shape: of the payload.
@@ -51,23 +55,20 @@ def choose(
     Returns:
       What is to be sent; bool[], whether the vector is finite.
     """
-    # Not "above", but "not at or below": a NaN is a candidate too, so that no separate pass need look for one.
-    over = ~(jnp.abs(vector).reshape(-1, WORD) <= spread(proposal, layout)[:, None])
-    words = jax.lax.optimization_barrier(bitmask(over.reshape(-1)))
-    candidates = jnp.sum(popcount(words))
+    entries = shape.key_capacity + shape.sparse_capacity
+    words, count, candidates = _candidates(vector, proposal, retreat, entries, room, layout)
     positions, found = jax.lax.optimization_barrier(select(keep(thin(words, room, turn), room, turn), room))
     values = gather(vector, positions)
     finite = jnp.all(jnp.isfinite(values))
-    crowded = candidates > room
+    crowded = count > room
     if room < layout.total:
         finite &= jax.lax.cond(crowded, lambda v: jnp.all(jnp.isfinite(v)), lambda _: jnp.bool_(True), vector)
     values = jnp.nan_to_num(values)
-    entries = shape.key_capacity + shape.sparse_capacity
     score = jnp.abs(values) / regions.sparse[segment_of(positions, layout)]
     flagged, trim = largest(score, found, entries, turn)
     # A sample's exact threshold is that of the same share of it.
-    rank = jnp.maximum(entries * (found.astype(jnp.float32) / candidates), 1.0).astype(jnp.int32)
-    trim = jax.lax.cond(crowded, lambda: ranked(score, found, rank), lambda: trim)
+    rank = jnp.maximum(entries * (found.astype(jnp.float32) / count), 1.0).astype(jnp.int32)
+    trim = jax.lax.cond(crowded, lambda: ranked(score, found, rank)[0], lambda: trim)
     sent = compact(positions, values, flagged, entries, layout.total)
     score = jnp.abs(sent.values) / regions.key[segment_of(sent.indices, layout)]
     is_key, key_scale = largest(score, sent.used, shape.key_capacity, turn)
@@ -79,6 +80,45 @@ def choose(
     trim = jnp.where(sent.used < entries, short, trim)
     factors = [jnp.clip(factor, 1e-30, 1e29) for factor in (trim, key_scale)]
     return Chosen(key, sparse, candidates, *factors), finite
+
+
+def _candidates(
+    vector: jax.Array, proposal: jax.Array, retreat: jax.Array, entries: int, room: int, layout: Layout
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Mark what lies above the proposed thresholds, or, should that be too few or too many, above better ones.
+
+    One pass does in most steps. Else the factor on the thresholds is looked for, first in growing steps and then by
+    halves, a pass each; what is still too much after some passes is thinned out, what is too little is sent as it is.
+
+    Returns:
+      Words of the bitmask; their set bits; how many the first pass set.
+    """
+
+    def mark(factor: jax.Array) -> tuple[jax.Array, jax.Array]:
+        # Not "above", but "not at or below": a NaN is a candidate too, so that no separate pass need look for one.
+        over = ~(jnp.abs(vector).reshape(-1, WORD) <= spread(proposal * factor, layout)[:, None])
+        words = jax.lax.optimization_barrier(bitmask(over.reshape(-1)))
+        return words, jnp.sum(popcount(words))
+
+    def unsuited(search: tuple[jax.Array, ...]) -> jax.Array:
+        _, count, _, _, _, _, passes = search
+        return ((count < entries) | (count > room)) & (passes < PASSES)
+
+    def again(search: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        _, count, factor, step, low, high, passes = search
+        low = jnp.where(count > room, factor, low)
+        high = jnp.where(count < entries, factor, high)
+        bracketed = (low > 0) & (high < jnp.inf)
+        factor = jnp.where(bracketed, (low + high) / 2, jnp.where(count < entries, factor * step, factor / step))
+        return (*mark(factor), factor, step * step, low, high, passes + 1)
+
+    one = jnp.float32(1.0)
+    first = mark(one)
+    if room >= layout.total:
+        return *first, first[1]
+    start: tuple[jax.Array, ...] = (*first, one, retreat, 0 * one, one * jnp.inf, jnp.int32(1))
+    words, count, *_ = jax.lax.while_loop(unsuited, again, start)
+    return words, count, first[1]
 
 
 def _shortfall(count: jax.Array, slope: jax.Array, entries: int) -> jax.Array:

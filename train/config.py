@@ -40,8 +40,8 @@ class Config:
     """Learning rate over time, after a linear rise over the first 5 % of the steps."""
     clip: float = 1.0
     """Largest norm of each device's local gradient."""
-    warmup_steps: int | None = None
-    """First steps exchanged uncompressed; None takes 2 % of the steps."""
+    warmup_steps: int = 0
+    """First steps exchanged uncompressed; they cost as much as a hundred compressed ones each."""
     momentum_correction: float | None = None
     """Momentum on each device, before compression (DGC); sgd then has none of its own."""
     entropy_rule: str = "entropy"
@@ -96,8 +96,6 @@ def fill(config: Config) -> Config:
     assert config.optimizer is not None
     if config.learning_rate is None:
         config = dataclasses.replace(config, learning_rate=LEARNING_RATES[config.optimizer])
-    if config.warmup_steps is None and config.steps is not None:
-        config = dataclasses.replace(config, warmup_steps=round(0.02 * config.steps))
     return config
 
 

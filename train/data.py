@@ -119,7 +119,7 @@ def _images(name: str, data_dir: Path | None) -> Dataset:
 
 def _image_split(source: Any, keys: tuple[str, str], peak: float) -> Split:
     def read(numbers: np.ndarray) -> dict[str, np.ndarray]:
-        examples = source.__getitems__([int(n) for n in numbers])
+        examples = [source[int(n)] for n in numbers]
         images = np.stack([example[keys[0]] for example in examples])
         labels = np.asarray([example[keys[1]] for example in examples], np.int32)
         return {"input": images.astype(np.float32) / peak - 0.5, "label": labels}

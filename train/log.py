@@ -16,21 +16,22 @@ class Log:
     """Write metrics to a file and show progress, for the length of a with-block.
 
     Args:
-      path: of the JSON-lines file; lines from `start` on are dropped, so that a resumed run has each step once.
+      path: of the JSON-lines file; the method's lines after `start` are dropped, so that it has each step once.
       console: to draw on.
-      title: of the progress bar.
+      method: what the lines are of.
       start: steps already done.
       steps: in all.
     """
 
-    def __init__(self, path: Path, console: Console, title: str, start: int, steps: int) -> None:
-        kept = [line for line in read(path) if line["step"] <= start] if start else []
+    def __init__(self, path: Path, console: Console, method: str, start: int, steps: int) -> None:
+        kept = [line for line in read(path) if line["method"] != method or line["step"] <= start]
+        self._method = method
         self._file = path.open("w")
         for line in kept:
             self._file.write(json.dumps(line) + "\n")
         self._progress = Progress(
-            TextColumn(f"[bold]{title:<12}"),
-            BarColumn(bar_width=24),
+            TextColumn(f"[bold]{method}"),
+            BarColumn(bar_width=12 if console.width < 100 else 32),
             MofNCompleteColumn(),
             TextColumn("{task.fields[says]}"),
             TimeRemainingColumn(),
@@ -52,7 +53,7 @@ class Log:
 
     def write(self, metrics: dict[str, Any]) -> None:
         """Append one line of metrics; flushed, so that a killed run keeps it."""
-        self._file.write(json.dumps(metrics) + "\n")
+        self._file.write(json.dumps({"method": self._method, **metrics}) + "\n")
         self._file.flush()
 
     def show(self, step: int, says: str) -> None:
@@ -60,15 +61,15 @@ class Log:
         self._progress.update(self._task, completed=step, says=says)
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """Read a metrics file; a last line cut short by a kill is left out."""
-    lines = []
+def read(path: Path, method: str | None = None) -> list[dict[str, Any]]:
+    """Read a metrics file, of one method or all; a last line cut short by a kill is left out."""
+    lines: list[dict[str, Any]] = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
             lines.append(json.loads(line))
         except json.JSONDecodeError:
             break
-    return lines
+    return [line for line in lines if method in (None, line["method"])]
 
 
 def table(summaries: list[dict[str, Any]]) -> Table:

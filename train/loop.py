@@ -96,8 +96,8 @@ def train(settings: config.Config, dataset: data.Dataset, method: str, console: 
     state = step.place(state, axes, mesh)
     advance = step.make_step(model, tx, axes, mesh)
     evaluate = jax.jit(functools.partial(step.losses, model))
-    path = folder / f"metrics-{method}.jsonl"
-    past = [line for line in log.read(path) if line["step"] <= done]
+    path = folder / "metrics.jsonl"
+    past = [line for line in log.read(path, method) if line["step"] <= done]
     payload, link, seconds = (past[-1][k] if past else 0.0 for k in ("payload_bytes", "link_bytes", "seconds"))
     batches = data.batches(dataset.train, settings.batch, settings.seed, done)
     began = time.perf_counter() - seconds
@@ -133,13 +133,13 @@ def train(settings: config.Config, dataset: data.Dataset, method: str, console: 
                 if done % settings.eval_every == 0 or done == settings.steps:
                     scores = _evaluate(evaluate, _one(state.params), dataset.test)
                     line |= {"test_loss": scores[0], "test_accuracy": scores[1]}
-                    if method == "partition":
-                        _keep_forecast(folder, state.opt_state, names, settings.family)
+                    # Of the first half: a trained model has next to no gradient left to show.
+                    if method == "partition" and (done <= settings.steps / 2 or not (folder / "forecast.npz").exists()):
+                        _keep_forecast(folder, state.opt_state, names, settings.family, done)
                 out.write(line)
                 out.show(
                     done,
-                    f"loss {loss:.3f}  acc {100 * accuracy:5.1f} %  {line['payload_ratio']:6.1f} x  "
-                    f"over {line['overflow']:.0f}  {done / line['seconds']:.0f} steps/s",
+                    f"loss {loss:.3f} acc {accuracy:4.0%} {line['payload_ratio']:.0f}x over {line['overflow']:.0f}",
                 )
                 if settings.checkpoint_every and done % settings.checkpoint_every == 0:
                     saved.save(done, state)
@@ -157,11 +157,10 @@ def train(settings: config.Config, dataset: data.Dataset, method: str, console: 
 def _summary(
     settings: config.Config, method: str, elements: int, path: Path, scores: tuple[float, float]
 ) -> dict[str, Any]:
-    lines = log.read(path)
+    lines = log.read(path, method)
     last, devices = lines[-1], settings.devices
     dense_payload = 4.0 * elements * last["step"]
     dense_link = dense_payload * 2 * (devices - 1) / devices
-    assert settings.warmup_steps is not None
     steady = lines[min(settings.warmup_steps, len(lines) - 1) :]
     errors = [abs(np.expm1(line["forecast_error"])) for line in steady]
     bits = {k: float(np.mean([1 / line[k] for line in steady])) for k in ("payload_ratio", "link_ratio")}
@@ -201,9 +200,8 @@ def _evaluate(evaluate: Any, params: Any, test: data.Split) -> tuple[float, floa
     return loss, accuracy
 
 
-def _keep_forecast(folder: Path, opt_state: Any, names: tuple[str, ...], family: str) -> None:
+def _keep_forecast(folder: Path, opt_state: Any, names: tuple[str, ...], family: str, done: int) -> None:
     state = jax.device_put(jax.tree.map(np.asarray, _one(opt_state)))
-    shown = gp.inspect(state, family)
-    if shown is not None:
-        arrays: dict[str, Any] = {key: np.asarray(value) for key, value in shown._asdict().items()}
-        np.savez(folder / "forecast.npz", names=np.asarray(names), **arrays)
+    arrays: dict[str, Any] = {key: np.asarray(value) for key, value in gp.inspect(state, family)._asdict().items()}
+    asked = np.asarray(gp.stats(state).asked)
+    np.savez(folder / "forecast.npz", names=np.asarray(names), asked=asked, step=done, **arrays)

@@ -27,7 +27,8 @@ def draw(folder: Path) -> Path:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    runs = {p.stem.removeprefix("metrics-"): read(p) for p in sorted(folder.glob("metrics-*.jsonl"), reverse=True)}
+    lines = read(folder / "metrics.jsonl")
+    runs = {method: [line for line in lines if line["method"] == method] for method in ("partition", "dense")}
     config = json.loads((folder / "config.json").read_text())
     style: dict[Any, Any] = {
         "axes.spines.top": False,
@@ -77,8 +78,8 @@ def _ratio(axes: Any, lines: list[dict[str, Any]]) -> None:
 
 
 def _forecast(axes: Any, shown: dict[str, np.ndarray]) -> None:
-    # The layer with most bins in use stands for all
-    layer = int(np.argmax((shown["observed"] > 0).sum(axis=1)))
+    # The layer with most of the budget stands for all
+    layer = int(np.argmax(shown["asked"]))
     edges = shown["edges"][layer]
     center = np.sqrt(edges[:-1] * edges[1:])
     begin = np.maximum(edges[np.argmax(shown["observed"][layer] > 1e-4)], edges[0])
@@ -91,10 +92,17 @@ def _forecast(axes: Any, shown: dict[str, np.ndarray]) -> None:
     ):
         if high > low:
             axes.axvspan(low, high, color=colour, alpha=0.45, lw=0, label=name)
-    axes.step(center, np.maximum(shown["observed"][layer], 1e-6), where="mid", color="#333333", label="observed")
-    axes.plot(center, np.maximum(shown["forecast"][layer], 1e-6), color=COLOURS["partition"], lw=2, label="forecast")
+    # Bins are not of one width: four of equal length an octave
+    octaves = np.log2(edges[1:] / edges[:-1])
+    observed, forecast = (np.maximum(shown[key][layer] / octaves, 1e-6) for key in ("observed", "forecast"))
+    axes.step(center, observed, where="mid", color="#333333", label="observed")
+    axes.plot(center, forecast, color=COLOURS["partition"], lw=2, label="forecast")
     for threshold in (sparse, key):
         axes.axvline(threshold, color="#333333", lw=0.8, ls="--")
     axes.set(xscale="log", yscale="log", xlim=(begin, end), ylim=(1e-5, 1))
-    axes.set(xlabel="|gradient + memory|", ylabel="share of entries in bin", title=str(shown["names"][layer]))
+    axes.set(
+        xlabel="|gradient + memory|",
+        ylabel="share of entries an octave",
+        title=f"{shown['names'][layer]}, step {shown['step']}",
+    )
     axes.legend(frameon=True, framealpha=0.85, fontsize=8, loc="lower left")

@@ -37,7 +37,6 @@ def optimizer(config: Config, compressed: bool) -> optax.GradientTransformation:
     """
     assert config.steps is not None
     assert config.learning_rate is not None
-    assert config.warmup_steps is not None
     rise = max(1, config.steps // 20)
     if config.schedule == "cosine":
         rate = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, rise, max(config.steps, rise + 1))

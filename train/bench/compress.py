@@ -172,7 +172,7 @@ def parts(gradient: jax.Array, state: CompressState, density: float, repeats: in
 
     @jax.jit
     def choose(vector: jax.Array) -> Any:
-        arguments = (view.regions, view.proposal, view.slope, turn, shape, plan.candidates, layout)
+        arguments = (view.regions, view.proposal, view.retreat, view.slope, turn, shape, plan.candidates, layout)
         return selection.choose(vector, *arguments)
 
     @jax.jit

@@ -1,0 +1,151 @@
+"""Words, buffers, codecs and payloads, against brute force, on any input whatever."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gradpart_jax import bits, buffers
+from gradpart_jax.codecs import Bitmap, EliasFano, Magnitudes, index_codec
+from gradpart_jax.payload import LARGEST_BASE, Contents, Header, PayloadFormat
+
+WORDS = 12
+seeds = st.integers(0, 2**31 - 1)
+shares = st.floats(0, 1)
+bitmask, flags_of = jax.jit(bits.bitmask), jax.jit(bits.flags)
+jitted = functools.cache(lambda function, *static: jax.jit(function, static_argnums=static))
+
+
+def mask(seed: int, share: float, size: int = 32 * WORDS) -> np.ndarray:
+    return np.random.default_rng(seed).random(size) < share
+
+
+@given(seeds, shares)
+def test_bitmask_rank_and_select_agree_with_brute_force(seed: int, share: float) -> None:
+    flags = mask(seed, share)
+    words = bitmask(flags)
+    assert np.array_equal(flags_of(words), flags)
+    assert np.array_equal(bits.popcount(words), flags.reshape(-1, 32).sum(1))
+    assert np.array_equal(bits.prefix(words), np.cumsum([0, *flags.reshape(-1, 32).sum(1)])[:-1])
+    positions, count = jitted(bits.select, 1)(words, 40)
+    expected = np.full(40, flags.size)
+    places = np.flatnonzero(flags)[:40]
+    expected[: places.size] = places
+    assert np.array_equal(positions, expected)
+    assert int(count) == flags.sum()
+
+
+@given(seeds, shares, st.sampled_from([0, 1, 50, 200]), st.integers(0, 1000))
+def test_keep_clears_a_cyclic_run_and_no_more_than_the_surplus(
+    seed: int, share: float, capacity: int, turn: int
+) -> None:
+    flags = mask(seed, share)
+    kept = np.asarray(flags_of(jitted(bits.keep, 1)(bitmask(flags), capacity, jnp.int32(turn))))
+    assert not (kept & ~flags).any()
+    assert kept.sum() == min(flags.sum(), capacity)
+    lost = (flags & ~kept)[flags]
+    assert np.abs(np.diff(np.append(lost, lost[:1]).astype(int))).sum() <= 2
+
+
+def test_overflow_starves_no_position() -> None:
+    """All bits set, a tenth fits: no position waits long, in turns by `keep`, by chance after `thin`."""
+    words = jnp.full(100, 0xFFFFFFFF, jnp.uint32)
+    both = lambda w, c, t: bits.keep(bits.thin(w, c, t), c, t)  # noqa: E731
+    for method, longest in ((bits.keep, 30), (both, 150)):
+        kept = jax.vmap(lambda t, m=method: bits.flags(m(words, 320, t)))(jnp.arange(300))
+        gaps = [np.diff([-1, *np.flatnonzero(place), 300]).max() for place in np.asarray(kept).T]
+        assert max(gaps) <= longest
+
+
+@given(seeds, st.sampled_from([1, 3, 7, 8, 13, 32]), st.sampled_from([1, 32, 77]))
+def test_pack_and_unpack_are_inverse(seed: int, width: int, count: int) -> None:
+    codes = np.random.default_rng(seed).integers(0, 2**width, count, dtype=np.uint32)
+    packed = jitted(bits.pack, 1)(codes, width)
+    assert packed.size == -(-count * width // 32)
+    assert np.array_equal(jitted(bits.unpack, 1, 2)(packed, count, width), codes)
+
+
+@given(seeds, st.integers(0, 64), st.sampled_from([1, 3, 30, 80]))
+def test_largest_keeps_the_largest(seed: int, count: int, capacity: int) -> None:
+    scores = np.random.default_rng(seed).integers(10, 30, 64).astype(np.float32)  # with ties
+    flagged, cut = jitted(buffers.largest, 2)(scores, jnp.int32(count), capacity, jnp.int32(seed % 7))
+    flagged = np.asarray(flagged)
+    assert flagged.sum() == min(count, capacity)
+    assert not flagged[count:].any()
+    np.testing.assert_array_equal(np.sort(scores[flagged]), np.sort(scores[:count])[max(count - capacity, 0) :])
+    assert count == 0 or (scores[flagged] >= cut).all()
+
+
+CODECS = [EliasFano(1000, 30), EliasFano(5, 5), EliasFano(100_000, 64), Bitmap(96, 40), index_codec(0, 0)]
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=str)
+@given(seed=seeds, share=shares)
+def test_positions_come_back(codec, seed: int, share: float) -> None:
+    count = min(round(share * codec.capacity), codec.size)
+    places = np.sort(np.random.default_rng(seed).choice(codec.size, count, replace=False)) if count else np.zeros(0)
+    indices = np.full(codec.capacity, codec.size, np.int32)
+    indices[:count] = places
+    words = jitted(type(codec).encode, 0)(codec, indices, jnp.int32(count))
+    assert words.size == codec.words
+    assert np.array_equal(jitted(type(codec).decode, 0)(codec, words, jnp.int32(count)), indices)
+
+
+@pytest.mark.parametrize("size", [10**4, 10**6, 10**8])
+@pytest.mark.parametrize("density", [0.03, 0.01, 0.001])
+def test_indices_are_near_the_entropy_bound(size: int, density: float) -> None:
+    count = round(size * density)
+    bound = (math.lgamma(size + 1) - math.lgamma(count + 1) - math.lgamma(size - count + 1)) / math.log(2)
+    assert bound <= index_codec(size, count).bits <= 1.1 * bound + 64
+
+
+@given(seeds, st.sampled_from([1, 2, 4, 8]))
+def test_decoded_magnitudes_leave_an_exact_rest(seed: int, width: int) -> None:
+    rng = np.random.default_rng(seed)
+    codec = Magnitudes(width, 2**0.5)
+    base = np.float32(10.0) ** rng.uniform(-15, 10, 50).astype(np.float32)
+    reach = (2**0.5) ** codec.levels
+    values = (base * rng.uniform(1.0, reach, 50) * rng.choice([-1, 1], 50)).astype(np.float32)
+    decoded = np.asarray(codec.decode(codec.encode(jnp.asarray(values), jnp.asarray(base)), jnp.asarray(base)))
+    assert (np.sign(decoded) == np.sign(values)).all()
+    if width > 1:
+        ratio = decoded / values
+        assert ((ratio >= 0.5) & (ratio <= 2)).all()
+        assert ((values.astype(np.float64) - decoded) == (values - decoded)).all()
+
+
+@given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=8), st.booleans())
+def test_a_payload_of_any_words_decodes_to_something_harmless(noise: list[int], dense: bool) -> None:
+    shape = PayloadFormat(200, 20, 60) if dense else PayloadFormat(20_000, 20, 60)
+    words = jnp.asarray(np.resize(np.asarray(noise, np.uint32), shape.words))
+    bases = jnp.full(20, 1e3), jnp.full(60, LARGEST_BASE)
+    contents = jitted(PayloadFormat.decode, 0)(shape, words, bases)
+    for buffer in (contents.key, contents.sparse):
+        indices = np.asarray(buffer.indices)
+        assert ((indices >= 0) & (indices <= shape.size)).all()
+        assert np.isfinite(buffer.values).all()
+    factors = np.asarray([contents.header.trim, contents.header.key_scale, contents.header.level_scale])
+    assert (np.isfinite(factors) & (factors > 0)).all()
+    assert int(contents.header.candidates) >= 0
+
+
+@given(seeds, st.integers(0, 20), st.integers(0, 60))
+def test_a_payload_comes_back(seed: int, keys: int, sparses: int) -> None:
+    shape, rng = PayloadFormat(5000, 20, 60), np.random.default_rng(seed)
+
+    def buffer(count: int, capacity: int) -> buffers.Buffer:
+        indices, values = np.full(capacity, 5000, np.int32), np.zeros(capacity, np.float32)
+        indices[:count] = np.sort(rng.choice(5000, count, replace=False))
+        values[:count] = rng.normal(size=count)
+        return buffers.Buffer(jnp.asarray(indices), jnp.asarray(values), jnp.int32(count))
+
+    header = Header(jnp.bool_(seed % 2 == 0), jnp.int32(seed), jnp.float32(1.25), jnp.float32(0.5), jnp.float32(3.0))
+    bases = jnp.full(20, 0.3), jnp.full(60, 0.1)
+    words, seen = jitted(PayloadFormat.encode, 0)(shape, Contents(header, buffer(keys, 20), buffer(sparses, 60)), bases)
+    assert words.size * 32 == shape.bits
+    jax.tree.map(np.testing.assert_array_equal, jitted(PayloadFormat.decode, 0)(shape, words, bases), seen)
