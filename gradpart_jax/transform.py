@@ -97,11 +97,13 @@ def compress(
     def init(params: Any) -> CompressState:
         _check_leaves(params)
         layout = layout_of(params)
-        return CompressState(
+        state = CompressState(
             memory=feedback.init(layout, enabled=error_feedback, momentum=momentum is not None),
             scheme=scheme.init(layout),
             stats=_first_stats(layout, scheme),
         )
+        # To each leaf a buffer of its own, so that a fresh state can be donated.
+        return jax.tree.map(jnp.copy, state)
 
     def update(updates: Any, state: CompressState, params: Any = None, **extra_args: Any) -> tuple[Any, CompressState]:
         del params, extra_args

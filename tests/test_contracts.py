@@ -384,8 +384,13 @@ def test_it_composes_with_nnx_optimizer() -> None:
     )
     loss = lambda m: jnp.mean((m(X) - Y) ** 2)  # noqa: E731
     before = float(loss(model))
-    for _ in range(20):
+
+    @nnx.jit
+    def step(model, optimizer):
         optimizer.update(model, nnx.grad(loss)(model))
+
+    for _ in range(20):
+        step(model, optimizer)
     assert float(loss(model)) < 0.5 * before
 
 
