@@ -117,8 +117,9 @@ def _candidates(
     if room >= layout.total:
         return *first, first[1]
     start: tuple[jax.Array, ...] = (*first, one, retreat, 0 * one, one * jnp.inf, jnp.int32(1))
-    words, count, *_ = jax.lax.while_loop(unsuited, again, start)
-    return words, count, first[1]
+    # A loop copies what it reads, here the vector, so that it is entered only where it is needed.
+    search = jax.lax.cond(unsuited(start), lambda s: jax.lax.while_loop(unsuited, again, s), lambda s: s, start)
+    return search[0], search[1], first[1]
 
 
 def _shortfall(count: jax.Array, slope: jax.Array, entries: int) -> jax.Array:

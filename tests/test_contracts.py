@@ -389,7 +389,7 @@ def test_it_composes_with_nnx_optimizer() -> None:
     def step(model, optimizer):
         optimizer.update(model, nnx.grad(loss)(model))
 
-    for _ in range(20):
+    for _ in range(80):
         step(model, optimizer)
     assert float(loss(model)) < 0.5 * before
 
