@@ -114,8 +114,8 @@ def _candidates(
 
     one = jnp.float32(1.0)
     first = mark(one)
-    if room >= layout.total:
-        return *first, first[1]
+    if room >= layout.total:  # there is room for all that is not zero
+        return *mark(0 * one), first[1]
     start: tuple[jax.Array, ...] = (*first, one, retreat, 0 * one, one * jnp.inf, jnp.int32(1))
     # A loop copies what it reads, here the vector, so that it is entered only where it is needed.
     search = jax.lax.cond(unsuited(start), lambda s: jax.lax.while_loop(unsuited, again, s), lambda s: s, start)
