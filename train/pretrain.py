@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -172,7 +173,7 @@ def main(args: Args) -> None:
     for column in ("family", "closed form", "network", "tail, closed form", "tail, network"):
         table.add_column(column, justify="left" if column == "family" else "right")
     note: dict[str, Any] = {
-        "command": "python -m train.pretrain " + " ".join(sys.argv[1:]),
+        "command": shlex.join(["python", "-m", "train.pretrain", *sys.argv[1:]]),
         "settings": {k: v for k, v in dataclasses.asdict(args).items() if k != "out"},
         "trained_on": traces.TRAINED_ON,
         "held_out": traces.HELD_OUT,

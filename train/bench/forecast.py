@@ -186,9 +186,11 @@ def _draw(args: Args, results: list[Result]) -> None:
         for axis, density in zip(axes, args.densities, strict=True):
             for i, result in enumerate(r for r in results if r.density == density):
                 first = result.method.startswith("gradpart")
-                shown = np.clip(result.ratios, 1e-3, 1e3)
-                axis.plot(shown, lw=1.8 if first else 0.8, color=f"C{i}", label=result.method, zorder=3 if first else 2)
+                shown = np.clip(result.ratios, 0.01, 100)
+                axis.plot(
+                    shown, lw=1.8 if first else 0.8, color=f"C{i}", label=result.method, zorder=5 - i if first else 2
+                )
             axis.axhspan(0.8, 1.2, color="#000000", alpha=0.06, lw=0)
-            axis.set(yscale="log", ylim=(1e-3, 1e3), xlabel="step", title=f"{density:.1%} asked for")
+            axis.set(yscale="log", ylim=(0.01, 100), xlabel="step", title=f"{density:.1%} asked for")
         axes[0].set_ylabel("realised over asked-for count")
         axes[-1].legend(frameon=False, fontsize=7, ncols=2, loc="upper right")
