@@ -114,7 +114,7 @@ def nth_bit(words: jax.Array, n: jax.Array) -> jax.Array:
 def select(words: jax.Array, capacity: int) -> tuple[jax.Array, jax.Array]:
     """List the positions of the first set bits.
 
-    Each non-empty word's number is written to its first slot, a running maximum fills the slots between, and the bit
+    A slot's word is the number of words that end at or before it: ends are counted by slot and summed up. The bit
     within the word is found by halving.
 
     Args:
@@ -134,10 +134,8 @@ def select(words: jax.Array, capacity: int) -> tuple[jax.Array, jax.Array]:
         return jnp.full(capacity, size, jnp.int32), jnp.sum(popcount(words))
     counts = popcount(words)
     ends = running_sum(counts)
-    first = jnp.where(counts > 0, ends - counts, capacity)
-    numbers = jnp.arange(words.shape[0], dtype=jnp.int32)
-    starts = jnp.zeros(capacity, jnp.int32).at[first].max(numbers, mode="drop")
-    word = _running_max(starts)
+    word = running_sum(jnp.zeros(capacity, jnp.int32).at[ends].add(1, mode="drop", indices_are_sorted=True))
+    word = jnp.minimum(word, words.shape[0] - 1)
     slot = jnp.arange(capacity, dtype=jnp.int32)
     place = nth_bit(words[word], slot - (ends - counts)[word])
     return jnp.where(slot < ends[-1], word * WORD + place, size), ends[-1]
@@ -262,17 +260,6 @@ def unpack(words: jax.Array, size: int, width: int) -> jax.Array:
         following = words.at[at + 1].get(mode="fill", fill_value=0)
         low = low | jnp.where(shift > 0, following << (WORD - jnp.maximum(shift, 1)), jnp.uint32(0))
     return low & jnp.uint32((1 << width) - 1)
-
-
-def _running_max(values: jax.Array) -> jax.Array:
-    size, row = values.shape[0], 256
-    if size <= row:
-        return jax.lax.cummax(values)
-    rows = jnp.pad(values, (0, -size % row)).reshape(-1, row)
-    inner = jax.lax.cummax(rows, axis=1)
-    ends = _running_max(inner[:, -1])
-    before = jnp.pad(ends[:-1], (1, 0))
-    return jnp.maximum(inner, before[:, None]).reshape(-1)[:size]
 
 
 def _check_width(width: int) -> None:
