@@ -248,6 +248,15 @@ def test_dense_warm_up_is_the_dense_mean_and_counts_as_such() -> None:
             assert stats.payload_ratio[0] > 15.0
 
 
+def test_a_forecast_that_is_far_off_still_fills_the_payload() -> None:
+    """Gradients a hundred times larger, or smaller, than any step before: the vector is read again, and all fits."""
+    state = stack(DEFAULT.init(PARAMS))
+    for i, scale in enumerate([1.0, 1.0, 1.0, 100.0, 1.0, 1e4, 1e4, 1e-2]):
+        _, state = many(DEFAULT)(jax.tree.map(lambda g, s=scale: s * g, gradients(i)), state)
+        stats = gp.stats(state)
+        np.testing.assert_array_equal(stats.sent, stats.capacity)
+
+
 def test_the_budget_holds_on_average_everything_counted() -> None:
     like = {"w": jnp.zeros((200, 200)), "b": jnp.zeros(200)}
     tx = gp.partition_compress(AXIS, ratio=50)
