@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -156,7 +157,7 @@ def _windows(source: Any, most: int | None) -> Split:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    # tfds draws progress bars and logs at levels that tell a user of this program nothing.
+    # tfds draws progress bars, prints and logs what tells a user of this program nothing.
     import tensorflow_datasets as tfds
 
     tfds.disable_progress_bar()
@@ -166,7 +167,8 @@ def _quiet() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        yield
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
