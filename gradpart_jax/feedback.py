@@ -62,6 +62,7 @@ def add(gradient: jax.Array, memory: Memory) -> jax.Array:
 
 
 def subtract(
+    vector: jax.Array,
     gradient: jax.Array,
     memory: Memory,
     sent: Sent | jax.Array,
@@ -76,6 +77,7 @@ def subtract(
     one rounding in one program and not in another would break bit-equality between pmap and vmap.
 
     Args:
+      vector: float32[n], what `add` made; taken as it is, for a gradient not read again can lend its buffer.
       gradient: float32[n], as given to `add`.
       memory: as given to `add`.
       sent: what this device's payload decodes to; a dense float32[n] serves too.
@@ -89,15 +91,14 @@ def subtract(
     residual, velocity = memory
     keep_all = isinstance(decay, float) and decay == 1.0
     if residual.size:
-        total = add(gradient, memory)
         if isinstance(sent, Sent):
-            rest = jnp.where(sent.everything, 0.0, total if keep_all else decay * total)
+            rest = jnp.where(sent.everything, 0.0, vector if keep_all else decay * vector)
             rest = jnp.where(finite, rest, residual)
             for buffer in sent.buffers:
                 values = buffer.values if keep_all else decay * buffer.values
                 rest = scatter_add(rest, buffer.indices, jnp.where(finite, -values, 0.0))
         else:
-            rest = total - sent
+            rest = vector - sent
             rest = jnp.where(finite, rest if keep_all else decay * rest, residual)
         residual = rest
     if momentum is not None:

@@ -115,7 +115,7 @@ def compress(
         vector = feedback.add(gradient, state.memory)
         reduced, scheme_state = scheme.reduce(vector, state.scheme, layout, axis_name)
         memory = feedback.subtract(
-            gradient, state.memory, reduced.sent, reduced.finite, momentum=momentum, decay=memory_decay
+            vector, gradient, state.memory, reduced.sent, reduced.finite, momentum=momentum, decay=memory_decay
         )
         scheme_state = jax.tree.map(lambda new, old: jnp.where(reduced.finite, new, old), scheme_state, state.scheme)
         skipped = state.stats.nonfinite + (~reduced.finite).astype(jnp.int32)

@@ -187,8 +187,8 @@ def parts(gradient: jax.Array, state: CompressState, density: float, repeats: in
         return total
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def remember(gradient: jax.Array, memory: Any, own: Any) -> Any:
-        return subtract(gradient, memory, Sent(jnp.bool_(False), own), jnp.bool_(True))
+    def remember(vector: jax.Array, memory: Any, own: Any) -> Any:
+        return subtract(vector, vector, memory, Sent(jnp.bool_(False), own), jnp.bool_(True))
 
     chosen, _ = choose(vector)
     words, own = encode(chosen)
