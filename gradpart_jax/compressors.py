@@ -11,10 +11,8 @@ import optax
 from gradpart_jax import predictor
 from gradpart_jax.baselines.dense import dense
 from gradpart_jax.exchange import AxisName
-from gradpart_jax.families import FAMILIES
 from gradpart_jax.gradpart import gradpart
 from gradpart_jax.outlook import GradpartState
-from gradpart_jax.regions import ENTROPY_RULES
 from gradpart_jax.transform import check_number, compress, find_state
 
 # The arguments that size buffers or choose code, for `optax.inject_hyperparams(..., static_args=gp.STATIC_ARGS)`
@@ -113,10 +111,6 @@ def partition_compress(
         ("key_bits", key_bits, 2, 8),
     ):
         _check_integer(name, value, least, most, optional=name in ("learn_every", "seed"))
-    if family not in FAMILIES:
-        raise ValueError(f"family={family!r} is unknown: choose one of {', '.join(FAMILIES)}")
-    if entropy_rule not in ENTROPY_RULES:
-        raise ValueError(f"entropy_rule={entropy_rule!r} is unknown: choose one of {', '.join(ENTROPY_RULES)}")
     scheme = gradpart(
         bits_per_element,
         warmup_steps=warmup_steps,

@@ -1,4 +1,4 @@
-"""Every collective of the package, and what keeps devices bit-equal; nothing else knows what an axis name is.
+"""Every collective of the package; nothing else knows what an axis name is.
 
 `None` stands for one device alone: the same results that a mapped axis of size one would give, with no collective.
 """

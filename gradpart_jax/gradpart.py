@@ -24,6 +24,7 @@ from gradpart_jax.baselines.dense import dense
 from gradpart_jax.buffers import scatter_add
 from gradpart_jax.exchange import AxisName, axis_size, greatest, mean
 from gradpart_jax.exchange import gather as gather_payloads
+from gradpart_jax.families import family as find_family
 from gradpart_jax.feedback import Sent
 from gradpart_jax.outlook import MARGIN, GradpartState, Outcome, Outlook, digest, foresee
 from gradpart_jax.payload import Bases, PayloadFormat, fit_format
@@ -74,6 +75,7 @@ def gradpart(
       A Scheme.
     """
     rule = entropy_rule(entropy_rule_name)
+    find_family(family)  # refuses an unknown one here, at construction
     uncompressed = dense()
 
     def plan(layout: Layout) -> Plan:
@@ -114,7 +116,7 @@ def gradpart(
             reduced, _ = uncompressed.reduce(vector, state, layout, axis_name)
             report = reduced.report._replace(segment_entropy=outlook.entropy, capacity=jnp.int32(sizes.entries))
             nothing = Sent(jnp.bool_(True), empty(shape, layout))
-            return reduced._replace(sent=nothing, report=report), Outcome(jnp.float32(1.0), jnp.float32(0.0))
+            return reduced._replace(sent=nothing, report=report), Outcome(jnp.float32(0.0), jnp.float32(0.0))
 
         warm = shared.step < warmup_steps
         if warmup_steps:
@@ -190,9 +192,7 @@ def _sparse_step(
     assert shape is not None
     regions = outlook.regions
     bases = Bases(regions.key, regions.level)
-    chosen, finite = jax.lax.optimization_barrier(
-        choose(vector, regions, outlook.proposal, outlook.retreat, outlook.slope, step, shape, sizes.candidates, layout)
-    )
+    chosen, finite = jax.lax.optimization_barrier(choose(vector, outlook, step, shape, sizes.candidates, layout))
     words, own = encode(chosen, bases, finite, step, shape, layout)
     payloads = gather_payloads(words, axis_name)
     headers = shape.header(payloads)
@@ -212,7 +212,7 @@ def _sparse_step(
     capacity = sizes.entries
     realised = counts.astype(jnp.float32) / devices
     fullness = jnp.maximum(headers.candidates, 1).astype(jnp.float32) / capacity
-    trim, key_trim, surplus = replicated(_geometric_means)(headers.trim, headers.key_scale, fullness)
+    (trim, key_trim, _), (log_trim, _, surplus) = replicated(_means)(headers.trim, headers.key_scale, fullness)
     report = Report(
         sent=jnp.sum(counts).astype(jnp.float32) / devices,
         capacity=jnp.int32(capacity),
@@ -221,7 +221,7 @@ def _sparse_step(
         asked=regions.asked,
         realised=realised,
         segment_entropy=outlook.entropy,
-        forecast_error=replicated(jnp.log)(trim),
+        forecast_error=log_trim,
     )
     reduced = Reduced(
         mean=total / devices,
@@ -230,8 +230,10 @@ def _sparse_step(
         wire=accounting.gathered(shape.bits, devices),
         report=report,
     )
-    return reduced, Outcome(trim, replicated(jnp.log)(surplus))
+    return reduced, Outcome(log_trim, surplus)
 
 
-def _geometric_means(*factors: jax.Array) -> tuple[jax.Array, ...]:
-    return tuple(jnp.exp(jnp.mean(jnp.log(factor))) for factor in factors)
+def _means(*factors: jax.Array) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+    """Average over devices, geometrically: the means, and their logarithms."""
+    means = tuple(jnp.exp(jnp.mean(jnp.log(factor))) for factor in factors)
+    return means, tuple(jnp.log(mean) for mean in means)

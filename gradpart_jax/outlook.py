@@ -40,7 +40,7 @@ class Outlook(NamedTuple):
 class Outcome(NamedTuple):
     """How good the forecast was; the same on every device."""
 
-    trim: jax.Array  # float32[]: the factor from the forecast to the exact thresholds
+    log_trim: jax.Array  # float32[]: log of the factor from the forecast to the exact thresholds
     surplus: jax.Array  # float32[]: log of candidates over entries that fit
 
 
@@ -121,7 +121,7 @@ def digest(
         share=outlook.regions.asked / jnp.maximum(known.size, 1.0),
         asked=outlook.regions.asked,
         realised=realised,
-        trim=outcome.trim,
+        log_trim=outcome.log_trim,
         surplus=outcome.surplus,
         lowered=outlook.slope * math.log(MARGIN),
         slope=outlook.slope,

@@ -30,6 +30,7 @@ DRIFT_GAIN = 0.1
 DRIFT_KEPT = 0.98
 BALANCE = 0.2  # how far a segment's anchor follows its own count
 LARGEST_DRIFT = 0.05  # of log scale in one step, as the network may forecast it
+LARGEST_MISFIT = 0.35  # of log scale, where a closed-form fit sets it rather than the anchor
 LEARNING_RATE = 1e-3
 NEAR = 0.35  # two bins, between an anchor and what a histogram says
 FIRST_SHARE = 0.03
@@ -230,7 +231,7 @@ def observe(summary: Summary, mass: jax.Array, top: jax.Array) -> Summary:
 
     Args:
       summary: of earlier steps.
-      mass: float32[S, BINS], counts or masses; normalised here.
+      mass: float32[S, BINS], counts or masses.
       top: int32[S].
 
     Returns:
@@ -252,7 +253,7 @@ def advance(
     share: jax.Array,
     asked: jax.Array,
     realised: jax.Array,
-    trim: jax.Array,
+    log_trim: jax.Array,
     surplus: jax.Array,
     lowered: jax.Array,
     slope: jax.Array,
@@ -265,7 +266,7 @@ def advance(
       share: float32[S], asked for, of each segment's elements.
       asked: float32[S], entries.
       realised: float32[S], entries sent, mean over devices.
-      trim: float32[], the factor on the thresholds that filled the payloads, mean over devices.
+      log_trim: float32[], log of the factor on the thresholds that filled the payloads, mean over devices.
       surplus: float32[], log of candidates over entries that fit, mean over devices.
       lowered: float32[], log of the forecast over the proposed thresholds, at least 0.
       slope: float32[], of `slope_of`.
@@ -273,7 +274,6 @@ def advance(
     Returns:
       Summary.
     """
-    log_trim = jnp.log(trim)
     # Linear, so that it is zero on average where a segment of few entries has its due.
     imbalance = jnp.clip((realised - asked) / (asked + FEW), -1.0, 2.0)
     steepness = (asked * slope + FEW * FIRST_SLOPE) / (asked + FEW)
@@ -386,15 +386,30 @@ def forecast(weights: Any, summary: Summary, name: str) -> Forecast:
     known = moments(summary)
     raw = Predictor(family.shapes).apply({"params": weights}, features(summary, known))
     assert isinstance(raw, jax.Array)
-    correction = raw[:, :-1]
+    correction, drift = raw[:, :-1], jnp.tanh(raw[:, -1])
     if family.anchored:
         # The share above the anchor is known, to the entry.
-        correction = correction.at[:, 0].set(0.0)
-    shape = family.fit(known) + correction
-    log_scale = summary.log_anchor + (NEAR if not family.anchored else LARGEST_DRIFT) * jnp.tanh(raw[:, -1])
-    if not family.anchored:
-        log_scale -= jnp.log(family.quantile(known.share, jax.lax.stop_gradient(shape)))
+        shape = family.fit(known) + correction.at[:, 0].set(0.0)
+        log_scale = summary.log_anchor + LARGEST_DRIFT * drift
+    else:
+        shape = family.fit(known) + correction
+        anchor = jnp.log(family.quantile(known.share, jax.lax.stop_gradient(shape)))
+        log_scale = summary.log_anchor + LARGEST_MISFIT * drift - anchor
     return Forecast(family, shape, jnp.exp(jnp.clip(log_scale, -80.0, 65.0)))
+
+
+def cross_entropy(mass: jax.Array, expected: jax.Array) -> jax.Array:
+    """Measure how unexpected a histogram is: -sum p log q.
+
+    Args:
+      mass: float32[..., BINS], observed; counts or masses.
+      expected: float32[..., BINS], forecast masses.
+
+    Returns:
+      float32[...], nats; 0 where nothing was observed.
+    """
+    mass = mass / jnp.maximum(jnp.sum(mass, axis=-1, keepdims=True), 1e-30)
+    return -jnp.sum(mass * jnp.log(jnp.maximum(expected, 1e-9)), axis=-1)
 
 
 def loss(weights: Any, summary: Summary, mass: jax.Array, top: jax.Array, name: str) -> jax.Array:
@@ -410,9 +425,7 @@ def loss(weights: Any, summary: Summary, mass: jax.Array, top: jax.Array, name: 
     Returns:
       float32[].
     """
-    mass = mass / jnp.maximum(jnp.sum(mass, axis=-1, keepdims=True), 1e-30)
-    expected = forecast(weights, summary, name).masses(top)
-    each = -jnp.sum(mass * jnp.log(jnp.maximum(expected, 1e-9)), axis=-1)
+    each = cross_entropy(mass, forecast(weights, summary, name).masses(top))
     seen = jnp.sum(mass, axis=-1) > 0
     return jnp.sum(jnp.where(seen, each, 0.0)) / jnp.maximum(jnp.sum(seen), 1)
 

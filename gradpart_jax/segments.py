@@ -75,9 +75,12 @@ def ravel(tree: Any, layout: Layout) -> jax.Array:
     parts = []
     for leaf, size in zip(jax.tree.leaves(tree), layout.sizes, strict=True):
         if size:
-            flat = jnp.asarray(leaf).astype(jnp.float32).reshape(-1)
-            parts.append(jnp.pad(flat, (0, -size % ALIGNMENT)))
-    return jnp.concatenate(parts) if parts else jnp.zeros(0, jnp.float32)
+            parts.append(jnp.asarray(leaf).astype(jnp.float32).reshape(-1))
+    return _aligned(parts) if parts else jnp.zeros(0, jnp.float32)
+
+
+def _aligned(parts: list[jax.Array]) -> jax.Array:
+    return jnp.concatenate([jnp.pad(part, (0, -part.size % ALIGNMENT)) for part in parts])
 
 
 def unravel(vector: jax.Array, like: Any, layout: Layout) -> Any:
@@ -128,8 +131,7 @@ def loosen(vector: jax.Array, layout: Layout) -> jax.Array:
     if layout.elements == layout.total:
         return vector
     ends = np.cumsum(layout.sizes)
-    cut = [vector[end - size : end] for end, size in zip(ends, layout.sizes, strict=True)]
-    return jnp.concatenate([jnp.pad(part, (0, -part.size % ALIGNMENT)) for part in cut])
+    return _aligned([vector[end - size : end] for end, size in zip(ends, layout.sizes, strict=True)])
 
 
 def spread(values: jax.Array, layout: Layout) -> jax.Array:

@@ -9,9 +9,8 @@ import jax.numpy as jnp
 
 from gradpart_jax.bits import WORD, bitmask, keep, popcount, select, thin
 from gradpart_jax.buffers import Buffer, compact, gather, largest, ranked
-from gradpart_jax.outlook import MARGIN
+from gradpart_jax.outlook import MARGIN, Outlook
 from gradpart_jax.payload import Bases, Contents, Header, PayloadFormat
-from gradpart_jax.regions import Regions
 from gradpart_jax.replicated import replicated
 from gradpart_jax.segments import Layout, segment_of, spread
 
@@ -30,10 +29,7 @@ class Chosen(NamedTuple):
 
 def choose(
     vector: jax.Array,
-    regions: Regions,
-    proposal: jax.Array,
-    retreat: jax.Array,
-    slope: jax.Array,
+    outlook: Outlook,
     turn: jax.Array,
     shape: PayloadFormat,
     room: int,
@@ -43,10 +39,7 @@ def choose(
 
     Args:
       vector: float32[n].
-      regions: the forecast's thresholds, for the asked-for counts.
-      proposal: float32[S], lower thresholds, which let MARGIN times as many through.
-      retreat: float32[], below 1, a factor on the thresholds that lets MARGIN times as many through.
-      slope: float32[], -d log threshold / d log count.
+      outlook: thresholds for the asked-for counts, and lower ones, which let MARGIN times as many through.
       turn: int32[], a step counter.
       shape: of the payload.
       room: entries that the buffer of candidates holds.
@@ -56,7 +49,7 @@ def choose(
       What is to be sent; bool[], whether the vector is finite.
     """
     entries = shape.key_capacity + shape.sparse_capacity
-    words, count, candidates = _candidates(vector, proposal, retreat, entries, room, layout)
+    words, count, candidates = _candidates(vector, outlook, entries, room, layout)
     positions, found = jax.lax.optimization_barrier(select(keep(thin(words, room, turn), room, turn), room))
     values = gather(vector, positions)
     finite = jnp.all(jnp.isfinite(values))
@@ -64,26 +57,26 @@ def choose(
     if room < layout.total:
         finite &= jax.lax.cond(crowded, lambda v: jnp.all(jnp.isfinite(v)), lambda _: jnp.bool_(True), vector)
     values = jnp.nan_to_num(values)
-    score = jnp.abs(values) / regions.sparse[segment_of(positions, layout)]
+    score = jnp.abs(values) / outlook.regions.sparse[segment_of(positions, layout)]
     flagged, trim = largest(score, found, entries, turn)
     # A sample's exact threshold is that of the same share of it.
     rank = jnp.maximum(entries * (found.astype(jnp.float32) / count), 1.0).astype(jnp.int32)
     trim = jax.lax.cond(crowded, lambda: ranked(score, found, rank)[0], lambda: trim)
     sent = compact(positions, values, flagged, entries, layout.total)
-    score = jnp.abs(sent.values) / regions.key[segment_of(sent.indices, layout)]
+    score = jnp.abs(sent.values) / outlook.regions.key[segment_of(sent.indices, layout)]
     is_key, key_scale = largest(score, sent.used, shape.key_capacity, turn)
     is_sparse = (jnp.arange(entries) < sent.used) & ~is_key
     key = compact(sent.indices, sent.values, is_key, shape.key_capacity, layout.total)
     sparse = compact(sent.indices, sent.values, is_sparse, shape.sparse_capacity, layout.total)
     # A payload that is not full says nothing of the exact threshold but that it is lower: by about what is missing.
-    short = replicated(_shortfall)(sent.used, slope, entries=entries)
+    short = replicated(_shortfall)(sent.used, outlook.slope, entries=entries)
     trim = jnp.where(sent.used < entries, short, trim)
     factors = [jnp.clip(factor, 1e-30, 1e29) for factor in (trim, key_scale)]
     return Chosen(key, sparse, candidates, *factors), finite
 
 
 def _candidates(
-    vector: jax.Array, proposal: jax.Array, retreat: jax.Array, entries: int, room: int, layout: Layout
+    vector: jax.Array, outlook: Outlook, entries: int, room: int, layout: Layout
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Mark what lies above the proposed thresholds, or, should that be too few or too many, above better ones.
 
@@ -96,7 +89,7 @@ def _candidates(
 
     def mark(factor: jax.Array) -> tuple[jax.Array, jax.Array]:
         # Not "above", but "not at or below": a NaN is a candidate too, so that no separate pass need look for one.
-        over = ~(jnp.abs(vector).reshape(-1, WORD) <= spread(proposal * factor, layout)[:, None])
+        over = ~(jnp.abs(vector).reshape(-1, WORD) <= spread(outlook.proposal * factor, layout)[:, None])
         words = jax.lax.optimization_barrier(bitmask(over.reshape(-1)))
         return words, jnp.sum(popcount(words))
 
@@ -116,7 +109,7 @@ def _candidates(
     first = mark(one)
     if room >= layout.total:  # there is room for all that is not zero
         return *mark(0 * one), first[1]
-    start: tuple[jax.Array, ...] = (*first, one, retreat, 0 * one, one * jnp.inf, jnp.int32(1))
+    start: tuple[jax.Array, ...] = (*first, one, outlook.retreat, 0 * one, one * jnp.inf, jnp.int32(1))
     # A loop copies what it reads, here the vector, so that it is entered only where it is needed.
     search = jax.lax.cond(unsuited(start), lambda s: jax.lax.while_loop(unsuited, again, s), lambda s: s, start)
     return search[0], search[1], first[1]

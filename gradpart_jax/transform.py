@@ -162,7 +162,7 @@ def state_axes(opt_state: Any) -> Any:
     def mark(node: Any) -> Any:
         if isinstance(node, CompressState):
             return node._replace(
-                memory=jax.tree.map(lambda _: 0, node.memory),
+                memory=_fill(node.memory, 0),
                 scheme=SchemeState(*[_fill(part, axis) for part, axis in zip(node.scheme, (None, 0), strict=True)]),
                 stats=_fill(node.stats, None),
             )

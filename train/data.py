@@ -89,7 +89,7 @@ def _images(name: str, data_dir: Path | None) -> Dataset:
         builder = (
             GradpartDigits(**where, file_format="array_record") if name == "digits" else tfds.builder(name, **where)
         )
-    except (tfds.core.DatasetNotFoundError, tfds.core.registered.DatasetNotFoundError, ValueError) as error:
+    except (tfds.core.DatasetNotFoundError, ValueError) as error:
         raise UsageError(
             f"--data {name} is unknown to tfds: {', '.join(EMBEDDED)} are embedded, "
             "and tensorflow.org/datasets lists the others"
@@ -101,7 +101,7 @@ def _images(name: str, data_dir: Path | None) -> Dataset:
         raise UsageError(f"--data {name} has no single input with a label: choose an image classification set")
     try:
         sources = [builder.as_data_source(split=split) for split in ("train", "test")]
-    except (NotImplementedError, ValueError, AssertionError, FileNotFoundError, OSError) as error:
+    except (NotImplementedError, ValueError, AssertionError, OSError) as error:
         prepare = f"tfds build {name} --file_format=array_record" + (f" --data_dir={data_dir}" if data_dir else "")
         raise UsageError(
             f"--data {name} is not prepared as array_record: run `pip install -e '.[tfds]' && {prepare}` once, "

@@ -1,5 +1,10 @@
 """Errors that a user can mend: shown in one line, never as a traceback."""
 
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
 
 class UsageError(Exception):
     """Something that the user asked for cannot be done; the message names the option and the remedy."""
@@ -7,3 +12,22 @@ class UsageError(Exception):
 
 class NonFiniteError(Exception):
     """The loss is not finite any more; the message names the step."""
+
+
+def status_of(work: Callable[[], object]) -> int:
+    """Do a program's work, and say its mistakes in one line.
+
+    Args:
+      work: the program.
+
+    Returns:
+      The exit status: 0, 1 where training broke down, 2 for a mistake in the options, 130 for Ctrl-C.
+    """
+    try:
+        work()
+    except (UsageError, NonFiniteError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    except KeyboardInterrupt:
+        return 130
+    return 0

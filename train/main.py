@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import tyro
 
 from train.config import Config, check, fill
-from train.errors import NonFiniteError, UsageError
+from train.errors import status_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,7 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
       The exit status: 0, 1 where training broke down, 2 for a mistake in the options, 130 for Ctrl-C.
     """
     config = fill(tyro.cli(Config, args=arguments, prog="python -m train.main", description=Config.__doc__))
-    try:
+
+    def work() -> None:
         check(config)
         # Dependencies' warnings tell a user of this program nothing.
         warnings.simplefilter("ignore")
@@ -34,15 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from train import loop
 
         loop.run(config, Console())
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except NonFiniteError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+
+    return status_of(work)
 
 
 if __name__ == "__main__":

@@ -137,8 +137,7 @@ def record(name: str, density: float, steps: int, seed: int, *, learn_every: int
             lambda a, b: jnp.where(before.step == 0, a, b), predictor.observe(before.summary, mass, top), before.summary
         )
         masses = predictor.forecast(before.weights, known, predictor.DEFAULT_FAMILY).masses(top)
-        share = mass / jnp.sum(mass, axis=1, keepdims=True)
-        each = -jnp.sum(share * jnp.log2(jnp.maximum(masses, 1e-9)), axis=1)
+        each = predictor.cross_entropy(mass, masses) / jnp.log(2.0)
         size = jnp.asarray(layout.sizes, jnp.float32)
         forecast = state.stats.threshold[:, 0] * jnp.exp(-state.stats.forecast_error)
         trace = Trace(

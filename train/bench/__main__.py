@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from train.bench import compress, forecast, wire
-from train.errors import UsageError
+from train.errors import status_of
 
 Choice = (
     Annotated[forecast.Args, tyro.conf.subcommand("forecast")]
@@ -30,19 +30,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     chosen = tyro.cli(Choice, args=arguments, prog="python -m train.bench", description=__doc__)
     warnings.simplefilter("ignore")
-    try:
+
+    def work() -> None:
         if isinstance(chosen, forecast.Args):
             forecast.main(chosen)
         elif isinstance(chosen, compress.Args):
             compress.main(chosen)
-        elif isinstance(chosen, wire.Args):
+        else:
             wire.main(chosen)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+
+    return status_of(work)
 
 
 if __name__ == "__main__":

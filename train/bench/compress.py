@@ -20,6 +20,7 @@ from rich.table import Table
 
 import gradpart_jax as gp
 from gradpart_jax import gradpart, outlook, predictor, selection
+from gradpart_jax.buffers import scatter_add
 from gradpart_jax.feedback import Sent, subtract
 from gradpart_jax.payload import Bases
 from gradpart_jax.regions import entropy_rule
@@ -172,8 +173,7 @@ def parts(gradient: jax.Array, state: CompressState, density: float, repeats: in
 
     @jax.jit
     def choose(vector: jax.Array) -> Any:
-        arguments = (view.regions, view.proposal, view.retreat, view.slope, turn, shape, plan.candidates, layout)
-        return selection.choose(vector, *arguments)
+        return selection.choose(vector, view, turn, shape, plan.candidates, layout)
 
     @jax.jit
     def encode(chosen: selection.Chosen) -> Any:
@@ -183,7 +183,7 @@ def parts(gradient: jax.Array, state: CompressState, density: float, repeats: in
     def decode(words: jax.Array, total: jax.Array) -> jax.Array:
         contents = selection.decode(words, bases, shape, layout)
         for buffer in (contents.key, contents.sparse):
-            total = total.at[buffer.indices].add(buffer.values, mode="drop")
+            total = scatter_add(total, buffer.indices, buffer.values)
         return total
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))

@@ -69,8 +69,7 @@ class Sidco:
         if kind == "exponential":
             return least - mean * np.log(share)
         if kind == "gamma":
-            s = max(np.log(np.mean(x)) - np.mean(np.log(np.maximum(x, 1e-30))), 1e-9)
-            order = (3 - s + np.sqrt((s - 3) ** 2 + 24 * s)) / (12 * s)
+            order = _gamma_order(x)
             return float(np.mean(x) / order * special.gammaincinv(order, 1 - share))
         k, scale = (mean**2 / variance - 1) / 2, mean * (mean**2 / variance + 1) / 2
         return float(
@@ -124,6 +123,12 @@ RIVALS: dict[str, tuple[Callable[[], Rival], str | None]] = {
 }
 
 
+def _gamma_order(x: np.ndarray) -> float:
+    """Estimate a gamma distribution's order in closed form (Minka, 2002), as SIDCo does."""
+    s = max(np.log(max(np.mean(x), 1e-30)) - np.mean(np.log(np.maximum(x, 1e-30))), 1e-9)
+    return float((3 - s + np.sqrt((s - 3) ** 2 + 24 * s)) / (12 * s))
+
+
 def cross_entropy(kind: str, x: np.ndarray, mass: np.ndarray, edges: np.ndarray) -> float:
     """Judge a closed-form fit to one segment.
 
@@ -143,8 +148,7 @@ def cross_entropy(kind: str, x: np.ndarray, mass: np.ndarray, edges: np.ndarray)
     elif kind == "normal":
         fitted = stats.halfnorm(scale=max(float(np.sqrt(np.mean(x**2))), 1e-30))
     else:
-        s = max(np.log(mean) - np.mean(np.log(np.maximum(x, 1e-30))), 1e-9)
-        order = (3 - s + np.sqrt((s - 3) ** 2 + 24 * s)) / (12 * s)
+        order = _gamma_order(x)
         fitted = stats.gamma(order, scale=mean / order)
     above = fitted.sf(edges)
     above[0], above[-1] = 1.0, 0.0
