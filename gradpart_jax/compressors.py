@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gradpart_jax import predictor
+from gradpart_jax import predictor, summaries
 from gradpart_jax.baselines.dense import dense
 from gradpart_jax.exchange import AxisName
 from gradpart_jax.gradpart import gradpart
@@ -169,7 +169,7 @@ def inspect(opt_state: Any, family: str = predictor.DEFAULT_FAMILY) -> Inspectio
         raise ValueError("opt_state holds no state of gp.partition_compress: there is no forecast to show")
     forecast = predictor.forecast(state.weights, state.summary, family)
     return Inspection(
-        edges=predictor.edges(state.summary.top),
+        edges=summaries.edges(state.summary.top),
         forecast=forecast.masses(state.summary.top),
         observed=state.summary.mass / jnp.maximum(jnp.sum(state.summary.mass, axis=1, keepdims=True), 1e-30),
         threshold=found.stats.threshold,

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gradpart_jax import accounting, predictor
+from gradpart_jax import accounting, predictor, summaries
 from gradpart_jax.accounting import WORD_BITS, Wire
 from gradpart_jax.baselines.dense import dense
 from gradpart_jax.buffers import scatter_add
@@ -85,7 +85,7 @@ def gradpart(
         weights = predictor.load(family) if seed is None else predictor.initialise(seed, family)
         state = GradpartState(
             step=jnp.int32(0),
-            summary=predictor.start(jnp.asarray(layout.sizes, jnp.float32)),
+            summary=summaries.start(jnp.asarray(layout.sizes, jnp.float32)),
             weights=weights,
             optimizer=predictor.start_learning(weights),
         )
@@ -150,7 +150,7 @@ def plan_of(layout: Layout, bits_per_element: float, *, learn_every: int | None 
         return Plan(None, 0, 0, 1)
     budget = bits_per_element * layout.elements
     # One histogram, and the all-reduce of its highest bins
-    statistics = WORD_BITS * layout.segments * (predictor.BINS + 1)
+    statistics = WORD_BITS * layout.segments * (summaries.BINS + 1)
     every = learn_every or min(max(16, math.ceil(statistics / (STATISTICS_SHARE * budget))), 1000)
     left = budget - statistics / every
     shape = fit_format(layout.total, left, key_share=KEY_SHARE, key_bits=key_bits, sparse_bits=1)
@@ -161,7 +161,7 @@ def plan_of(layout: Layout, bits_per_element: float, *, learn_every: int | None 
 
 
 def _observe(
-    vector: jax.Array, due: jax.Array, summary: predictor.Summary, layout: Layout, axis_name: AxisName
+    vector: jax.Array, due: jax.Array, summary: summaries.Summary, layout: Layout, axis_name: AxisName
 ) -> tuple[tuple[jax.Array, jax.Array], Wire]:
     """Average the histogram of a sample over devices where it is due, else give the last one."""
     positions, owners = sample_positions(layout, SAMPLE)
@@ -170,13 +170,13 @@ def _observe(
     def measure(vector: jax.Array) -> tuple[jax.Array, jax.Array]:
         values, owner = jnp.abs(vector[positions]), jnp.asarray(owners)
         valid = jnp.isfinite(values)
-        top = greatest(predictor.top_bin(values, owner, valid, segments), axis_name)
-        counts = predictor.histogram(values, owner, valid, top, segments)
+        top = greatest(summaries.top_bin(values, owner, valid, segments), axis_name)
+        counts = summaries.histogram(values, owner, valid, top, segments)
         # Counts are whole numbers, whose sum is exact in any order; a sum of shares would not be.
         return mean(counts, axis_name), top
 
     observed = jax.lax.cond(due, measure, lambda _: (summary.mass, summary.top), vector)
-    wires = [accounting.reduced(WORD_BITS * segments * k, devices) for k in (1, predictor.BINS)]
+    wires = [accounting.reduced(WORD_BITS * segments * k, devices) for k in (1, summaries.BINS)]
     return observed, accounting.add(*wires)
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gradpart_jax import predictor
+from gradpart_jax import predictor, summaries
 from gradpart_jax.regions import Regions, Rule, allot, entropy_bits, partition
 
 MARGIN = 1.6  # candidates proposed over entries that fit
@@ -21,7 +21,7 @@ class GradpartState(NamedTuple):
     """The same on every device, bit for bit."""
 
     step: jax.Array  # int32[]
-    summary: predictor.Summary  # of earlier steps
+    summary: summaries.Summary  # of earlier steps
     weights: Any  # the predictor's parameters
     optimizer: Any  # of the predictor's on-line training
 
@@ -29,7 +29,7 @@ class GradpartState(NamedTuple):
 class Outlook(NamedTuple):
     """What a forecast means for one step; the same on every device."""
 
-    known: predictor.Summary
+    known: summaries.Summary
     regions: Regions
     proposal: jax.Array  # float32[S]: thresholds that let MARGIN times the asked-for entries through
     retreat: jax.Array  # float32[]: the factor from the exact thresholds to those
@@ -66,7 +66,7 @@ def foresee(
       Outlook.
     """
     # The very first step has no earlier one to forecast from: it looks at its own histogram.
-    first = predictor.observe(shared.summary, *observed)
+    first = summaries.observe(shared.summary, *observed)
     known = _where(shared.step == 0, first, shared.summary)
     forecast = predictor.forecast(shared.weights, known, family)
     entropy = entropy_bits(forecast.masses(known.top))
@@ -75,7 +75,7 @@ def foresee(
     regions = partition(forecast.survival, forecast.quantile, asked, size)
     slopes = forecast.slope(asked / jnp.maximum(size, 1.0))
     prior = jnp.sum(slopes * asked) / jnp.maximum(jnp.sum(asked), 1e-30)
-    slope = predictor.slope_of(known, prior)
+    slope = summaries.slope_of(known, prior)
     # One factor on all thresholds asks for MARGIN times the entries.
     retreat = MARGIN**-slope
     return Outlook(known, regions, regions.sparse * retreat, retreat, entropy, slope)
@@ -90,7 +90,7 @@ def digest(
     due: jax.Array,
     family: str,
     learning: bool,
-) -> tuple[predictor.Summary, Any, Any]:
+) -> tuple[summaries.Summary, Any, Any]:
     """Take a step's outcome in and, where a histogram was due, learn from it.
 
     Args:
@@ -115,7 +115,7 @@ def digest(
             weights,
             optimizer,
         )
-    summary = predictor.advance(
+    summary = summaries.advance(
         known,
         threshold=outlook.regions.sparse,
         share=outlook.regions.asked / jnp.maximum(known.size, 1.0),
@@ -126,7 +126,7 @@ def digest(
         lowered=outlook.slope * math.log(MARGIN),
         slope=outlook.slope,
     )
-    return _where(due, predictor.observe(summary, *observed), summary), weights, optimizer
+    return _where(due, summaries.observe(summary, *observed), summary), weights, optimizer
 
 
 def _where(flag: jax.Array, new: Any, old: Any) -> Any:

@@ -11,7 +11,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradpart_jax import predictor
+from gradpart_jax import predictor, summaries
 from gradpart_jax.families import FAMILIES, Moments, positive, raw_of
 from gradpart_jax.regions import ENTROPY_RULES, allot, entropy_bits, kapur_split, partition
 from gradpart_jax.replicated import replicated
@@ -131,13 +131,13 @@ def test_histograms_count_what_numpy_counts(seed: int, scale: float) -> None:
     rng = np.random.default_rng(seed)
     values = (np.abs(rng.standard_t(3, 500)) * 10.0**scale).astype(np.float32)
     segment, valid = rng.integers(0, 3, 500), rng.random(500) < 0.9
-    top = predictor.top_bin(jnp.asarray(values), jnp.asarray(segment), jnp.asarray(valid), 3)
-    counts = np.asarray(predictor.histogram(jnp.asarray(values), jnp.asarray(segment), jnp.asarray(valid), top, 3))
-    bounds = np.asarray(predictor.edges(top))
+    top = summaries.top_bin(jnp.asarray(values), jnp.asarray(segment), jnp.asarray(valid), 3)
+    counts = np.asarray(summaries.histogram(jnp.asarray(values), jnp.asarray(segment), jnp.asarray(valid), top, 3))
+    bounds = np.asarray(summaries.edges(top))
     for s in range(3):
         chosen = values[(segment == s) & valid]
-        place = np.clip(np.searchsorted(bounds[s], chosen, side="right") - 1, 0, predictor.BINS - 1)
-        assert np.array_equal(counts[s], np.bincount(place, minlength=predictor.BINS))
+        place = np.clip(np.searchsorted(bounds[s], chosen, side="right") - 1, 0, summaries.BINS - 1)
+        assert np.array_equal(counts[s], np.bincount(place, minlength=summaries.BINS))
         assert chosen.max() < bounds[s][-1]
 
 
@@ -151,8 +151,8 @@ def test_a_cold_start_is_sound(name: str) -> None:
         forecast = predictor.forecast(weights, known, name)
         return forecast.masses(known.top), partition(forecast.survival, forecast.quantile, 0.01 * size, size)
 
-    for mass in (jnp.zeros((3, predictor.BINS)), jnp.zeros((3, predictor.BINS)).at[:, 0].set(5.0)):
-        known = predictor.observe(predictor.start(size), mass, jnp.zeros(3, jnp.int32))
+    for mass in (jnp.zeros((3, summaries.BINS)), jnp.zeros((3, summaries.BINS)).at[:, 0].set(5.0)):
+        known = summaries.observe(summaries.start(size), mass, jnp.zeros(3, jnp.int32))
         masses, regions = look(predictor.load(name), known)
         np.testing.assert_allclose(np.sum(masses, axis=1), 1.0, atol=1e-3)
         for threshold in (regions.sparse, regions.key, regions.level):
@@ -163,11 +163,11 @@ def test_learning_lowers_the_cross_entropy() -> None:
     """A network from scratch, shown the same histogram of a distribution it fits badly."""
     values = jnp.asarray(np.abs(np.random.default_rng(0).lognormal(0, 1.5, 20_000)), jnp.float32)
     segment, valid = jnp.zeros(20_000, jnp.int32), jnp.ones(20_000, bool)
-    top = predictor.top_bin(values, segment, valid, 1)
-    mass = predictor.histogram(values, segment, valid, top, 1)
+    top = summaries.top_bin(values, segment, valid, 1)
+    mass = summaries.histogram(values, segment, valid, top, 1)
     weights = predictor.initialise(0, "pareto")
     state = predictor.start_learning(weights)
-    known = predictor.observe(predictor.start(jnp.float32([20_000])), mass, top)
+    known = summaries.observe(summaries.start(jnp.float32([20_000])), mass, top)
     learn = jax.jit(functools.partial(predictor.learn, name="pareto"))
     before = float(predictor.loss(weights, known, mass, top, "pareto"))
     for _ in range(60):
@@ -177,10 +177,10 @@ def test_learning_lowers_the_cross_entropy() -> None:
 
 def test_forecasts_do_not_depend_on_neighbours() -> None:
     size = jnp.float32([100, 2000])
-    mass = jax.random.uniform(jax.random.key(0), (2, predictor.BINS))
+    mass = jax.random.uniform(jax.random.key(0), (2, summaries.BINS))
     top = jnp.int32([500, 520])
-    known = predictor.observe(predictor.start(size), mass, top)
-    alone = predictor.observe(predictor.start(size[1:]), mass[1:], top[1:])
+    known = summaries.observe(summaries.start(size), mass, top)
+    alone = summaries.observe(summaries.start(size[1:]), mass[1:], top[1:])
     both, one = (predictor.forecast(predictor.load("pareto"), k, "pareto").masses(k.top) for k in (known, alone))
     np.testing.assert_allclose(both[1:], one, rtol=1e-5, atol=1e-7)
 

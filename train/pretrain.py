@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from gradpart_jax import predictor
+from gradpart_jax import predictor, summaries
 from gradpart_jax.families import FAMILIES
 from train import traces
 
@@ -51,7 +51,7 @@ class Args:
 class Rows(NamedTuple):
     """What was known, and what was then observed, of N segments and steps."""
 
-    summary: predictor.Summary
+    summary: summaries.Summary
     mass: jax.Array  # float32[N, BINS]
     top: jax.Array  # int32[N]
 
@@ -74,7 +74,7 @@ def rows(trace: traces.Trace) -> Rows:
 
     tails = {"mass": 1, "regression": 1}
     summary = {name: flat(x, tails.get(name, 0)) for name, x in trace.summary._asdict().items()}
-    return Rows(predictor.Summary(**summary), flat(trace.mass, 1), flat(trace.top, 0))
+    return Rows(summaries.Summary(**summary), flat(trace.mass, 1), flat(trace.top, 0))
 
 
 def tail_error(weights: Any, data: Rows, name: str) -> jax.Array:
@@ -92,7 +92,7 @@ def tail_error(weights: Any, data: Rows, name: str) -> jax.Array:
     total = jnp.sum(mass, axis=1, keepdims=True)
     above = jnp.cumsum(mass[:, ::-1], axis=1)[:, ::-1][:, 1:]
     observed = above / jnp.maximum(total, 1.0)
-    expected = predictor.forecast(weights, summary, name).survival(predictor.edges(top)[:, 1:-1])
+    expected = predictor.forecast(weights, summary, name).survival(summaries.edges(top)[:, 1:-1])
     share = summary.share[:, None]
     near = (observed > share / 8) & (observed < share * 8)
     weight = jnp.where(near, above / (above + 20.0), 0.0)

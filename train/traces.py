@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 import gradpart_jax as gp
-from gradpart_jax import predictor
+from gradpart_jax import predictor, summaries
 from gradpart_jax.gradpart import gradpart
 from gradpart_jax.segments import Layout, layout_of, ravel, sample_positions
 from gradpart_jax.transform import CompressState
@@ -49,7 +49,7 @@ class Task(NamedTuple):
 class Trace(NamedTuple):
     """T steps of one run; S segments."""
 
-    summary: predictor.Summary  # [T, ...]: what was known before each step
+    summary: summaries.Summary  # [T, ...]: what was known before each step
     mass: jax.Array  # float32[T, S, BINS]: then observed, of |gradient + memory|
     top: jax.Array  # int32[T, S]
     asked: jax.Array  # float32[T]: entries
@@ -128,13 +128,13 @@ def record(name: str, density: float, steps: int, seed: int, *, learn_every: int
         gradient = made.gradient(params, batch)
         before = state.scheme.shared
         magnitude = jnp.abs(ravel(gradient, layout) + state.memory.residual)[positions]
-        top = predictor.top_bin(magnitude, owner, everywhere, layout.segments)
-        mass = predictor.histogram(magnitude, owner, everywhere, top, layout.segments)
+        top = summaries.top_bin(magnitude, owner, everywhere, layout.segments)
+        mass = summaries.histogram(magnitude, owner, everywhere, top, layout.segments)
         mean, state = exchange.update(gradient, state, params)
         updates, inner = made.optimizer.update(mean, inner, params)
         # What the compressor knew: at the very first step, its own histogram
         known = jax.tree.map(
-            lambda a, b: jnp.where(before.step == 0, a, b), predictor.observe(before.summary, mass, top), before.summary
+            lambda a, b: jnp.where(before.step == 0, a, b), summaries.observe(before.summary, mass, top), before.summary
         )
         masses = predictor.forecast(before.weights, known, predictor.DEFAULT_FAMILY).masses(top)
         each = predictor.cross_entropy(mass, masses) / jnp.log(2.0)

@@ -15,7 +15,7 @@ import optax
 from rich.console import Console
 from rich.table import Table
 
-from gradpart_jax import predictor
+from gradpart_jax import summaries
 from gradpart_jax.segments import layout_of, ravel, sample_positions, unravel
 from train import traces
 from train.bench import figures
@@ -134,9 +134,9 @@ def run(args: Args, method: str, make: Callable[[], Rival], kind: str | None, de
 def _bits(kind: str, magnitude: np.ndarray, owner: np.ndarray, sizes: tuple[int, ...]) -> float:
     values, segment = jnp.asarray(magnitude, jnp.float32), jnp.asarray(owner)
     valid = jnp.ones(segment.shape, bool)
-    top = predictor.top_bin(values, segment, valid, len(sizes))
-    mass = np.asarray(predictor.histogram(values, segment, valid, top, len(sizes)), float)
-    edges = np.asarray(predictor.edges(top), float)
+    top = summaries.top_bin(values, segment, valid, len(sizes))
+    mass = np.asarray(summaries.histogram(values, segment, valid, top, len(sizes)), float)
+    edges = np.asarray(summaries.edges(top), float)
     each = [cross_entropy(kind, magnitude[owner == s], mass[s], edges[s]) for s in range(len(sizes))]
     return float(np.average(each, weights=sizes))
 
