@@ -33,6 +33,25 @@ def gather(vector: jax.Array, indices: jax.Array) -> jax.Array:
     return vector.at[indices].get(mode="fill", fill_value=0.0)
 
 
+def resize(buffer: Buffer, capacity: int, size: int) -> Buffer:
+    """Give a buffer another capacity, at least as large as what is used of it.
+
+    Args:
+      buffer: of any capacity.
+      capacity: of the result.
+      size: length n of the vector, for the padding.
+
+    Returns:
+      Buffer.
+    """
+    more = max(capacity - buffer.indices.shape[0], 0)
+    return Buffer(
+        indices=jnp.pad(buffer.indices[:capacity], (0, more), constant_values=size),
+        values=jnp.pad(buffer.values[:capacity], (0, more)),
+        used=jnp.minimum(buffer.used, capacity),
+    )
+
+
 def scatter_add(vector: jax.Array, indices: jax.Array, values: jax.Array) -> jax.Array:
     """Add entries to a vector.
 
@@ -47,7 +66,9 @@ def scatter_add(vector: jax.Array, indices: jax.Array, values: jax.Array) -> jax
     return vector.at[indices].add(values, mode="drop")
 
 
-def largest(scores: jax.Array, count: jax.Array, capacity: int, turn: jax.Array) -> tuple[jax.Array, jax.Array]:
+def largest(
+    scores: jax.Array, count: jax.Array, capacity: int | jax.Array, turn: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Flag the largest scores, exactly as many as fit.
 
     The cut is found by bisection on the scores' bit patterns, which order non-negative floats; entries that are equal
@@ -68,9 +89,9 @@ def largest(scores: jax.Array, count: jax.Array, capacity: int, turn: jax.Array)
     ([True, False, True, False], 2.0)
     """
     size = scores.shape[0]
-    if capacity == 0 or size == 0:
+    if size == 0 or (isinstance(capacity, int) and capacity == 0):
         return jnp.zeros(size, bool), jnp.float32(1.0)
-    cut, above = ranked(scores, count, jnp.int32(capacity))
+    cut, above = ranked(scores, count, jnp.maximum(capacity, 1))
     filled = jnp.arange(size, dtype=jnp.int32) < count
     certain = filled & (scores >= above)
     close = bitmask(jnp.pad(filled & (scores >= cut) & ~certain, (0, -size % WORD)))

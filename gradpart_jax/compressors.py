@@ -26,6 +26,7 @@ STATIC_ARGS = (
     "family",
     "entropy_rule",
     "key_bits",
+    "rungs",
     "error_feedback",
 )
 DEFAULT_BITS = 0.32
@@ -44,6 +45,7 @@ def partition_compress(
     family: str = predictor.DEFAULT_FAMILY,
     entropy_rule: str = "entropy",
     key_bits: int = 4,
+    rungs: int = 1,
     error_feedback: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     """Exchange gradients as forecast, partitioned, entropy-thresholded sparse payloads: 100 times fewer bytes.
@@ -72,6 +74,9 @@ def partition_compress(
       family: of magnitude distributions, one of `gp.FAMILIES`.
       entropy_rule: how entropy shares the budget among leaves, one of `gp.ENTROPY_RULES`.
       key_bits: of a value in the key region, sign included, 2 to 8.
+      rungs: sizes of payload, 1 to 8, each of four times fewer entries than the next: a step takes the smallest that
+        holds what every device has to send. Of use where most of a gradient may be zero, as of embeddings; a second
+        rung makes the devices agree first, by an all-reduce of one word, and takes longer to compile.
       error_feedback: whether what is not sent is remembered.
 
     Returns:
@@ -109,6 +114,7 @@ def partition_compress(
         ("learn_every", learn_every, 0, 2**31 - 1),
         ("seed", seed, 0, 2**32 - 1),
         ("key_bits", key_bits, 2, 8),
+        ("rungs", rungs, 1, 8),
     ):
         _check_integer(name, value, least, most, optional=name in ("learn_every", "seed"))
     scheme = gradpart(
@@ -119,6 +125,7 @@ def partition_compress(
         family=family,
         entropy_rule_name=entropy_rule,
         key_bits=key_bits,
+        rungs=rungs,
     )
     return compress(scheme, axis_name, error_feedback=error_feedback, momentum=momentum, memory_decay=memory_decay)
 

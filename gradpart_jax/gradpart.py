@@ -13,6 +13,7 @@ costs nothing until it is off by more than the margin, and the surplus is droppe
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -27,24 +28,26 @@ from gradpart_jax.exchange import gather as gather_payloads
 from gradpart_jax.families import family as find_family
 from gradpart_jax.feedback import Sent
 from gradpart_jax.outlook import MARGIN, GradpartState, Outcome, Outlook, digest, foresee
-from gradpart_jax.payload import Bases, PayloadFormat, fit_format
+from gradpart_jax.payload import Bases, Contents, PayloadFormat, fit_format
 from gradpart_jax.regions import entropy_rule
 from gradpart_jax.replicated import replicated
 from gradpart_jax.scheme import Reduced, Report, Scheme, SchemeState
 from gradpart_jax.segments import Layout, count_by_segment, sample_positions
-from gradpart_jax.selection import choose, decode, empty, encode
+from gradpart_jax.selection import Chosen, choose, decode, empty, encode
 
 ROOM = 1.6  # candidates that fit over candidates proposed
 SAMPLE = 2**17  # elements that a histogram is made from
 STATISTICS_SHARE = 0.03  # of the budget, at most, goes to histograms
 KEY_SHARE = 0.25  # of the entries sent, those coded precisely
+STEP = 4  # between a rung's entries and the next one's
+FEWEST = 16  # entries that are worth a rung
 
 
 class Plan(NamedTuple):
     """Static sizes, from the layout and the budget."""
 
-    format: PayloadFormat | None  # None: dense is no larger
-    entries: int  # that a payload holds
+    ladder: tuple[PayloadFormat, ...]  # ascending; none: dense is no larger
+    entries: int  # that the largest payload holds
     candidates: int  # capacity of the buffer that is trimmed
     observe_every: int  # steps between histograms
 
@@ -58,6 +61,7 @@ def gradpart(
     family: str = predictor.DEFAULT_FAMILY,
     entropy_rule_name: str = "entropy",
     key_bits: int = 4,
+    rungs: int = 1,
 ) -> Scheme:
     """Make the scheme behind `partition_compress`, whose arguments these are, already checked.
 
@@ -70,6 +74,7 @@ def gradpart(
       family: of magnitude distributions.
       entropy_rule_name: how entropy shares the budget among segments.
       key_bits: of a value in the key region, sign included.
+      rungs: payload sizes, of which each step takes the smallest that holds every device's entries.
 
     Returns:
       A Scheme.
@@ -79,7 +84,7 @@ def gradpart(
     uncompressed = dense()
 
     def plan(layout: Layout) -> Plan:
-        return plan_of(layout, bits_per_element, learn_every=learn_every, key_bits=key_bits)
+        return plan_of(layout, bits_per_element, learn_every=learn_every, key_bits=key_bits, rungs=rungs)
 
     def init(layout: Layout) -> SchemeState:
         weights = predictor.load(family) if seed is None else predictor.initialise(seed, family)
@@ -98,8 +103,7 @@ def gradpart(
         vector: jax.Array, state: SchemeState, layout: Layout, axis_name: AxisName
     ) -> tuple[Reduced, SchemeState]:
         sizes = plan(layout)
-        shape = sizes.format
-        if shape is None:
+        if not sizes.ladder:
             return uncompressed.reduce(vector, state, layout, axis_name)
         shared = state.shared
         first = shared.step == 0
@@ -115,7 +119,7 @@ def gradpart(
         def dense_step(vector: jax.Array) -> tuple[Reduced, Outcome]:
             reduced, _ = uncompressed.reduce(vector, state, layout, axis_name)
             report = reduced.report._replace(segment_entropy=outlook.entropy, capacity=jnp.int32(sizes.entries))
-            nothing = Sent(jnp.bool_(True), empty(shape, layout))
+            nothing = Sent(jnp.bool_(True), empty(sizes.ladder[-1], layout))
             return reduced._replace(sent=nothing, report=report), Outcome(jnp.float32(0.0), jnp.float32(0.0))
 
         warm = shared.step < warmup_steps
@@ -134,7 +138,9 @@ def gradpart(
     return Scheme("partition", init, reduce, capacity)
 
 
-def plan_of(layout: Layout, bits_per_element: float, *, learn_every: int | None = None, key_bits: int = 4) -> Plan:
+def plan_of(
+    layout: Layout, bits_per_element: float, *, learn_every: int | None = None, key_bits: int = 4, rungs: int = 1
+) -> Plan:
     """Fix all sizes.
 
     Args:
@@ -142,22 +148,26 @@ def plan_of(layout: Layout, bits_per_element: float, *, learn_every: int | None 
       bits_per_element: as in `gradpart`.
       learn_every: as in `gradpart`.
       key_bits: as in `gradpart`.
+      rungs: as in `gradpart`.
 
     Returns:
       Plan.
     """
     if not layout.elements:
-        return Plan(None, 0, 0, 1)
+        return Plan((), 0, 0, 1)
     budget = bits_per_element * layout.elements
     # One histogram, and the all-reduce of its highest bins
     statistics = WORD_BITS * layout.segments * (summaries.BINS + 1)
     every = learn_every or min(max(16, math.ceil(statistics / (STATISTICS_SHARE * budget))), 1000)
-    left = budget - statistics / every
+    left = budget - statistics / every - (WORD_BITS if rungs > 1 else 0)
     shape = fit_format(layout.total, left, key_share=KEY_SHARE, key_bits=key_bits, sparse_bits=1)
     if bits_per_element >= WORD_BITS or shape.bits >= WORD_BITS * layout.elements:
-        return Plan(None, layout.elements, layout.total, every)
-    entries = shape.key_capacity + shape.sparse_capacity
-    return Plan(shape, entries, min(layout.total, math.ceil(entries * MARGIN * ROOM) + 64), every)
+        return Plan((), layout.elements, layout.total, every)
+    ladder = [shape]
+    while len(ladder) < rungs and ladder[0].entries >= STEP * FEWEST:
+        ladder.insert(0, ladder[0].smaller(STEP))
+    candidates = min(layout.total, math.ceil(shape.entries * MARGIN * ROOM) + 64)
+    return Plan(tuple(ladder), shape.entries, candidates, every)
 
 
 def _observe(
@@ -188,19 +198,30 @@ def _sparse_step(
     layout: Layout,
     axis_name: AxisName,
 ) -> tuple[Reduced, Outcome]:
-    shape = sizes.format
-    assert shape is not None
-    regions = outlook.regions
+    ladder, regions = sizes.ladder, outlook.regions
+    shape = ladder[-1]
     bases = Bases(regions.key, regions.level)
     chosen, finite = jax.lax.optimization_barrier(choose(vector, outlook, step, shape, sizes.candidates, layout))
-    words, own = encode(chosen, bases, finite, step, shape, layout)
-    payloads = gather_payloads(words, axis_name)
+
+    def send(rung: PayloadFormat) -> Callable[[Chosen], tuple[jax.Array, Contents]]:
+        def run(chosen: Chosen) -> tuple[jax.Array, Contents]:
+            words, own = encode(chosen, bases, finite, rung, layout)
+            payloads = gather_payloads(words, axis_name)
+            return jnp.pad(payloads, ((0, 0), (0, shape.words - rung.words))), own
+
+        return run
+
+    def read(rung: PayloadFormat) -> Callable[[jax.Array], Contents]:
+        return lambda words: decode(words[: rung.words], bases, rung, shape, layout)
+
+    rung, wire = _rung(chosen, ladder, axis_name)
+    payloads, own = jax.lax.switch(rung, [send(r) for r in ladder], chosen)
     headers = shape.header(payloads)
     everywhere = jnp.all(headers.finite)
 
     def receive(carry: tuple[jax.Array, jax.Array], words: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
         total, counts = carry
-        contents = jax.lax.optimization_barrier(decode(words, bases, shape, layout))
+        contents = jax.lax.optimization_barrier(jax.lax.switch(rung, [read(r) for r in ladder], words))
         for buffer in (contents.key, contents.sparse):
             total = scatter_add(total, buffer.indices, jnp.where(everywhere, buffer.values, 0.0))
             counts += count_by_segment(buffer.indices, layout)
@@ -227,10 +248,22 @@ def _sparse_step(
         mean=total / devices,
         sent=Sent(jnp.bool_(False), (own.key, own.sparse)),
         finite=everywhere,
-        wire=accounting.gathered(shape.bits, devices),
+        wire=wire,
         report=report,
     )
     return reduced, Outcome(log_trim, surplus)
+
+
+def _rung(chosen: Chosen, ladder: tuple[PayloadFormat, ...], axis_name: AxisName) -> tuple[jax.Array, Wire]:
+    """Find the smallest rung that holds every device's entries, and what it and the agreement on it cost."""
+    devices = axis_size(axis_name)
+    if len(ladder) == 1:
+        return jnp.int32(0), accounting.gathered(ladder[0].bits, devices)
+    full = [(chosen.key.used > rung.key_capacity) | (chosen.sparse.used > rung.sparse_capacity) for rung in ladder[:-1]]
+    rung = greatest(jnp.sum(jnp.stack(full), dtype=jnp.int32), axis_name)
+    costs = [accounting.gathered(rung.bits, devices) for rung in ladder]
+    taken = Wire(*[jnp.stack(bits)[rung] for bits in zip(*costs, strict=True)])
+    return rung, accounting.add(taken, accounting.reduced(WORD_BITS, devices))
 
 
 def _means(*factors: jax.Array) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:

@@ -80,6 +80,16 @@ class PayloadFormat:
         )
 
     @property
+    def entries(self) -> int:
+        """How many entries the payload holds."""
+        return self.key_capacity + self.sparse_capacity
+
+    def smaller(self, factor: int) -> PayloadFormat:
+        """Make the format of a payload with so many times fewer entries, rounded up."""
+        key, sparse = (-(-k // factor) for k in (self.key_capacity, self.sparse_capacity))
+        return dataclasses.replace(self, key_capacity=key, sparse_capacity=sparse)
+
+    @property
     def words(self) -> int:
         """Length of the payload in 32-bit words."""
         return HEADER_WORDS + sum(

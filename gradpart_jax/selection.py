@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from gradpart_jax.bits import WORD, bitmask, keep, popcount, select, thin
-from gradpart_jax.buffers import Buffer, compact, gather, largest, ranked
+from gradpart_jax.buffers import Buffer, compact, gather, largest, ranked, resize
 from gradpart_jax.outlook import MARGIN, Outlook
 from gradpart_jax.payload import Bases, Contents, Header, PayloadFormat
 from gradpart_jax.replicated import replicated
@@ -48,7 +48,7 @@ def choose(
     Returns:
       What is to be sent; bool[], whether the vector is finite.
     """
-    entries = shape.key_capacity + shape.sparse_capacity
+    entries = shape.entries
     words, count, candidates = _candidates(vector, outlook, entries, room, layout)
     positions, found = jax.lax.optimization_barrier(select(keep(thin(words, room, turn), room, turn), room))
     values = gather(vector, positions)
@@ -64,7 +64,10 @@ def choose(
     trim = jax.lax.cond(crowded, lambda: ranked(score, found, rank)[0], lambda: trim)
     sent = compact(positions, values, flagged, entries, layout.total)
     score = jnp.abs(sent.values) / outlook.regions.key[segment_of(sent.indices, layout)]
-    is_key, key_scale = largest(score, sent.used, shape.key_capacity, turn)
+    # Both regions are filled alike, so that a few entries fit into a small payload.
+    share = jnp.ceil(sent.used * (shape.key_capacity / entries)).astype(jnp.int32)
+    share = jnp.where(sent.used < entries, jnp.minimum(share, shape.key_capacity), shape.key_capacity)
+    is_key, key_scale = largest(score, sent.used, share, turn)
     is_sparse = (jnp.arange(entries) < sent.used) & ~is_key
     key = compact(sent.indices, sent.values, is_key, shape.key_capacity, layout.total)
     sparse = compact(sent.indices, sent.values, is_sparse, shape.sparse_capacity, layout.total)
@@ -121,7 +124,7 @@ def _shortfall(count: jax.Array, slope: jax.Array, entries: int) -> jax.Array:
 
 
 def encode(
-    chosen: Chosen, bases: Bases, finite: jax.Array, turn: jax.Array, shape: PayloadFormat, layout: Layout
+    chosen: Chosen, bases: Bases, finite: jax.Array, rung: PayloadFormat, layout: Layout
 ) -> tuple[jax.Array, Contents]:
     """Encode what is to be sent.
 
@@ -129,19 +132,24 @@ def encode(
       chosen: of `choose`.
       bases: what values are coded against.
       finite: bool[], whether the vector was.
-      turn: int32[], a step counter.
-      shape: of the payload.
+      rung: of the payload; it holds all that is used of the chosen buffers, which may be longer.
       layout: the segments.
 
     Returns:
-      uint32[shape.words]; the contents as `decode` will see them.
+      uint32[rung.words]; the contents as `decode` will see them, in buffers as long as the chosen.
     """
+    capacities = (chosen.key.indices.size, chosen.sparse.indices.size)
+    chosen = chosen._replace(
+        key=resize(chosen.key, rung.key_capacity, layout.total),
+        sparse=resize(chosen.sparse, rung.sparse_capacity, layout.total),
+    )
     level = bases.level[segment_of(chosen.sparse.indices, layout)]
     used = chosen.sparse.indices < layout.total
     scale = replicated(_least_squares)(jnp.abs(chosen.sparse.values), jnp.where(used, level, 0.0))
     header = Header(finite, chosen.candidates, chosen.trim, chosen.key_scale, scale)
     contents = Contents(header, chosen.key, chosen.sparse)
-    return shape.encode(contents, _entry_bases(contents, bases, layout))
+    words, contents = rung.encode(contents, _entry_bases(contents, bases, layout))
+    return words, _resized(contents, capacities, layout)
 
 
 def _least_squares(magnitude: jax.Array, level: jax.Array) -> jax.Array:
@@ -151,21 +159,28 @@ def _least_squares(magnitude: jax.Array, level: jax.Array) -> jax.Array:
     return jnp.where(power > 0, jnp.clip(jnp.sum(magnitude * unit) / power, 1e-30, 1e29), 1.0)
 
 
-def decode(words: jax.Array, bases: Bases, shape: PayloadFormat, layout: Layout) -> Contents:
+def decode(words: jax.Array, bases: Bases, rung: PayloadFormat, shape: PayloadFormat, layout: Layout) -> Contents:
     """Decode one device's payload.
 
     Args:
-      words: uint32[shape.words], any.
+      words: uint32[rung.words], any.
       bases: what values are coded against.
-      shape: of the payload.
+      rung: of the payload.
+      shape: of the largest payload, whose capacities the buffers get.
       layout: the segments.
 
     Returns:
       Contents.
     """
-    key, sparse = shape.indices(words)
-    contents = Contents(shape.header(words), key, sparse)
-    return shape.decode(words, _entry_bases(contents, bases, layout))
+    key, sparse = rung.indices(words)
+    contents = Contents(rung.header(words), key, sparse)
+    contents = rung.decode(words, _entry_bases(contents, bases, layout))
+    return _resized(contents, (shape.key_capacity, shape.sparse_capacity), layout)
+
+
+def _resized(contents: Contents, capacities: tuple[int, int], layout: Layout) -> Contents:
+    key, sparse = (resize(buffer, k, layout.total) for buffer, k in zip(contents[1:], capacities, strict=True))
+    return contents._replace(key=key, sparse=sparse)
 
 
 def empty(shape: PayloadFormat, layout: Layout) -> tuple[Buffer, Buffer]:

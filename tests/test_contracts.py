@@ -68,7 +68,7 @@ DENSE = gp.dense_mean(AXIS)
 
 def test_replicas_are_bit_equal_for_200_steps_under_pmap_and_equal_vmap_and_shard_map() -> None:
     """The same updates, bit for bit, three ways; the pmapped step is traced once."""
-    tx = partition(AXIS, learn_every=20, momentum=0.5)
+    tx = partition(AXIS, learn_every=20, momentum=0.5, rungs=2)
     state = tx.init(PARAMS)
     axes = gp.state_axes(state)
     traces = 0
@@ -272,7 +272,7 @@ def test_the_budget_holds_on_average_everything_counted() -> None:
 
 def test_the_accounting_is_what_the_compiled_collectives_carry() -> None:
     """Operand sizes read from the compiled text of a step without, and of one with, its histogram."""
-    tx = partition(AXIS, learn_every=5)
+    tx = partition(AXIS, learn_every=5, rungs=2)
     state = tx.init(PARAMS)
     axes = gp.state_axes(state)
     mixed = jax.tree.map(lambda x, a: x if a is None else stack(x), state, axes, is_leaf=lambda a: a is None)
@@ -285,19 +285,40 @@ def test_the_accounting_is_what_the_compiled_collectives_carry() -> None:
     reduced = sum(int(np.prod([int(n) for n in m.split(",") if n])) for m in sizes)
     others = re.findall(r"(?:all-to-all|collective-permute|reduce-scatter|collective-broadcast)\(", text)
     assert not others
-    assert len(gathers) == 1
+    assert len(gathers) == 2  # a rung each
     _, mixed = step(gradients(0), mixed)
     first = gp.stats(mixed)
     _, mixed = step(gradients(1), mixed)
     second = gp.stats(mixed)
-    payload = 32 * gathers[0] / W
-    assert float(second.payload_bits) == payload
-    assert float(second.link_bits) == payload * (W - 1)
+    payload, agreement = 32 * max(gathers) / W, 32
+    assert float(second.payload_bits) == payload + agreement
+    assert float(second.link_bits) == payload * (W - 1) + agreement * 2 * (W - 1) / W
     assert float(first.payload_bits) == payload + 32 * reduced
     assert float(first.link_bits) == payload * (W - 1) + 32 * reduced * 2 * (W - 1) / W
     elements = sum(x.size for x in jax.tree.leaves(PARAMS))
     assert float(first.dense_payload_bits) == 32 * elements
     assert float(first.dense_link_bits) == 32 * elements * 2 * (W - 1) / W
+
+
+def test_a_step_takes_the_smallest_rung_that_holds_every_device() -> None:
+    """A gradient with few entries goes in the small payload; one device with many takes all to the large one."""
+    tx = partition(AXIS, bits_per_element=3.2, rungs=2)
+    state, sizes = stack(tx.init(PARAMS)), []
+    few = gradients(0)
+    few = jax.tree.map(lambda g: jnp.where(jnp.arange(g[0].size).reshape(g[0].shape) % 50 == 7, g, 0.0), few)
+    one = jax.tree.map(lambda a, b: a.at[1].set(b[1]), few, gradients(1))
+    step = many(tx)
+    for gradient in (few, few, one):
+        out, state = step(gradient, state)
+        sizes.append(float(gp.stats(state).payload_bits[0]))
+        if gradient is few:  # all of it fits: nothing is owed but quantisation error
+            residual = state.memory.residual
+            assert int(jnp.sum(residual != 0)) <= sum(int(jnp.sum(g != 0)) for g in jax.tree.leaves(few))
+            assert all(
+                bool(jnp.all((o[0] != 0) == jnp.any(g != 0, axis=0)))
+                for o, g in zip(*map(jax.tree.leaves, (out, few)), strict=True)
+            )
+    assert sizes[1] < 0.5 * sizes[2]
 
 
 def test_a_state_stacked_whole_works_under_pmap() -> None:

@@ -157,8 +157,7 @@ def parts(gradient: jax.Array, state: CompressState, density: float, repeats: in
     """
     layout = layout_of(gradient)
     plan = gradpart.plan_of(layout, traces.bits_for(density, layout))
-    shape = plan.format
-    assert shape is not None
+    shape = plan.ladder[-1]
     shared, family = state.scheme.shared, predictor.DEFAULT_FAMILY
     vector = jnp.pad(gradient, (0, layout.total - layout.elements)) + state.memory.residual
 
@@ -177,11 +176,11 @@ def parts(gradient: jax.Array, state: CompressState, density: float, repeats: in
 
     @jax.jit
     def encode(chosen: selection.Chosen) -> Any:
-        return selection.encode(chosen, bases, jnp.bool_(True), turn, shape, layout)
+        return selection.encode(chosen, bases, jnp.bool_(True), shape, layout)
 
     @functools.partial(jax.jit, donate_argnums=1)
     def decode(words: jax.Array, total: jax.Array) -> jax.Array:
-        contents = selection.decode(words, bases, shape, layout)
+        contents = selection.decode(words, bases, shape, shape, layout)
         for buffer in (contents.key, contents.sparse):
             total = scatter_add(total, buffer.indices, buffer.values)
         return total
