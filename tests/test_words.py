@@ -12,7 +12,12 @@ from hypothesis import strategies as st
 
 from gradpart_jax import bits, buffers
 from gradpart_jax.codecs import Bitmap, EliasFano, Magnitudes, index_codec
+from gradpart_jax.gradpart import plan_of
+from gradpart_jax.outlook import Outlook
 from gradpart_jax.payload import LARGEST_BASE, Contents, Header, PayloadFormat
+from gradpart_jax.regions import Regions
+from gradpart_jax.segments import layout_of
+from gradpart_jax.selection import choose
 
 WORDS = 12
 seeds = st.integers(0, 2**31 - 1)
@@ -149,3 +154,31 @@ def test_a_payload_comes_back(seed: int, keys: int, sparses: int) -> None:
     words, seen = jitted(PayloadFormat.encode, 0)(shape, Contents(header, buffer(keys, 20), buffer(sparses, 60)), bases)
     assert words.size * 32 == shape.bits
     jax.tree.map(np.testing.assert_array_equal, jitted(PayloadFormat.decode, 0)(shape, words, bases), seen)
+
+
+@pytest.mark.parametrize("values", ["equal", "spread"])
+def test_no_position_starves_under_thresholds_far_too_low(values) -> None:
+    """Three hundred steps. Where all values stay alike, none is larger for having waited, and each has its turn."""
+    size = 4096
+    layout = layout_of(jnp.zeros(size))
+    plan = plan_of(layout, 1.0)
+    one = jnp.ones(1)
+    regions = Regions(asked=one * plan.entries, sparse=one * 1e-6, key=one * 2e-6, level=one)
+    outlook = Outlook(None, regions, one * 1e-6, jnp.float32(0.9), one, jnp.float32(0.2))
+    vector = jnp.ones(size)
+    if values == "spread":  # what waits grows by its own size, as in a memory
+        vector = jax.random.uniform(jax.random.key(0), (size,), minval=0.5, maxval=1.5)
+
+    def step(waited, turn):
+        given = vector if values == "equal" else vector * (1.0 + waited)
+        chosen, finite = choose(given, outlook, turn, plan.ladder[-1], plan.candidates, layout)
+        waited = waited + 1.0
+        for buffer in (chosen.key, chosen.sparse):
+            waited = waited.at[buffer.indices].set(0.0, mode="drop")
+        return waited, (jnp.max(waited), chosen.key.used + chosen.sparse.used, finite)
+
+    _, (longest, sent, finite) = jax.jit(lambda: jax.lax.scan(step, jnp.zeros(size), jnp.arange(300)))()
+    assert bool(jnp.all(finite))
+    assert float(jnp.mean(sent)) > 0.5 * plan.entries
+    rounds = size / plan.entries
+    assert float(jnp.max(longest)) < 12 * rounds, (float(jnp.max(longest)), rounds)
