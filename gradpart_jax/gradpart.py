@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from gradpart_jax import accounting, predictor, summaries
 from gradpart_jax.accounting import WORD_BITS, Wire
 from gradpart_jax.baselines.dense import dense
-from gradpart_jax.buffers import scatter_add
+from gradpart_jax.buffers import overwritten, scatter_add
 from gradpart_jax.exchange import AxisName, axis_size, greatest, mean
 from gradpart_jax.exchange import gather as gather_payloads
 from gradpart_jax.families import family as find_family
@@ -31,9 +31,9 @@ from gradpart_jax.outlook import MARGIN, GradpartState, Outcome, Outlook, digest
 from gradpart_jax.payload import Bases, Contents, PayloadFormat, fit_format
 from gradpart_jax.regions import entropy_rule
 from gradpart_jax.replicated import replicated
-from gradpart_jax.scheme import Reduced, Report, Scheme, SchemeState
+from gradpart_jax.scheme import Reduced, Report, Scheme, SchemeState, Settle
 from gradpart_jax.segments import Layout, count_by_segment, sample_positions
-from gradpart_jax.selection import Chosen, choose, decode, empty, encode
+from gradpart_jax.selection import Chosen, choose, decode, encode
 
 ROOM = 1.6  # candidates that fit over candidates proposed
 SAMPLE = 2**17  # elements that a histogram is made from
@@ -100,11 +100,11 @@ def gradpart(
         return plan(layout).entries
 
     def reduce(
-        vector: jax.Array, state: SchemeState, layout: Layout, axis_name: AxisName
+        vector: jax.Array, state: SchemeState, layout: Layout, axis_name: AxisName, settle: Settle
     ) -> tuple[Reduced, SchemeState]:
         sizes = plan(layout)
         if not sizes.ladder:
-            return uncompressed.reduce(vector, state, layout, axis_name)
+            return uncompressed.reduce(vector, state, layout, axis_name, settle)
         shared = state.shared
         first = shared.step == 0
         due = shared.step % sizes.observe_every == 0
@@ -114,13 +114,12 @@ def gradpart(
         )
 
         def sparse(vector: jax.Array) -> tuple[Reduced, Outcome]:
-            return _sparse_step(vector, outlook, shared.step, sizes, layout, axis_name)
+            return _sparse_step(vector, outlook, shared.step, sizes, layout, axis_name, settle)
 
         def dense_step(vector: jax.Array) -> tuple[Reduced, Outcome]:
-            reduced, _ = uncompressed.reduce(vector, state, layout, axis_name)
+            reduced, _ = uncompressed.reduce(vector, state, layout, axis_name, settle)
             report = reduced.report._replace(segment_entropy=outlook.entropy, capacity=jnp.int32(sizes.entries))
-            nothing = Sent(jnp.bool_(True), empty(sizes.ladder[-1], layout))
-            return reduced._replace(sent=nothing, report=report), Outcome(jnp.float32(0.0), jnp.float32(0.0))
+            return reduced._replace(report=report), Outcome(jnp.float32(0.0), jnp.float32(0.0))
 
         warm = shared.step < warmup_steps
         if warmup_steps:
@@ -197,6 +196,7 @@ def _sparse_step(
     sizes: Plan,
     layout: Layout,
     axis_name: AxisName,
+    settle: Settle,
 ) -> tuple[Reduced, Outcome]:
     ladder, regions = sizes.ladder, outlook.regions
     shape = ladder[-1]
@@ -227,7 +227,8 @@ def _sparse_step(
             counts += count_by_segment(buffer.indices, layout)
         return (total, counts), None
 
-    start = (jnp.zeros_like(vector), jnp.zeros(layout.segments, jnp.int32))
+    memory = settle(Sent(jnp.bool_(False), (own.key, own.sparse)), everywhere)
+    start = (overwritten(vector, memory.residual), jnp.zeros(layout.segments, jnp.int32))
     (total, counts), _ = jax.lax.scan(receive, start, payloads)
     devices = payloads.shape[0]
     capacity = sizes.entries
@@ -246,7 +247,7 @@ def _sparse_step(
     )
     reduced = Reduced(
         mean=total / devices,
-        sent=Sent(jnp.bool_(False), (own.key, own.sparse)),
+        memory=memory,
         finite=everywhere,
         wire=wire,
         report=report,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from gradpart_jax.accounting import Wire
 from gradpart_jax.exchange import AxisName
-from gradpart_jax.feedback import Sent
+from gradpart_jax.feedback import Memory, Sent
 from gradpart_jax.segments import Layout
 
 
@@ -38,18 +38,25 @@ class Reduced(NamedTuple):
     """One step's outcome."""
 
     mean: jax.Array  # float32[n]: average of all devices' decoded payloads, the same on every device
-    sent: Sent | jax.Array  # this device's own payload, decoded
+    memory: Memory  # of what was not sent, as `settle` gave it
     finite: jax.Array  # bool[]: whether every device's vector was finite, agreed by all
     wire: Wire
     report: Report
 
 
+# From what this device's payload decodes to, and whether every device's vector is finite, to the memory.
+Settle: TypeAlias = Callable[[Sent | jax.Array, jax.Array], Memory]
+
+
 class Scheme(NamedTuple):
-    """A compressor. `reduce(vector, state, layout, axis_name)` gives `(Reduced, new state)`."""
+    """A compressor. `reduce(vector, state, layout, axis_name, settle)` gives `(Reduced, new state)`.
+
+    It calls `settle` once, best before it decodes: then the vector is of no more use, and its buffer can be the mean's.
+    """
 
     name: str
     init: Callable[[Layout], SchemeState]
-    reduce: Callable[[jax.Array, SchemeState, Layout, AxisName], tuple[Reduced, SchemeState]]
+    reduce: Callable[[jax.Array, SchemeState, Layout, AxisName, Settle], tuple[Reduced, SchemeState]]
     capacity: Callable[[Layout], int]
 
 

@@ -57,23 +57,23 @@ def choose(
     if room < layout.total:
         finite &= jax.lax.cond(crowded, lambda v: jnp.all(jnp.isfinite(v)), lambda _: jnp.bool_(True), vector)
     values = jnp.nan_to_num(values)
-    score = jnp.abs(values) / outlook.regions.sparse[segment_of(positions, layout)]
-    flagged, trim = largest(score, found, entries, turn)
+    segment = segment_of(positions, layout)
+    score = jnp.abs(values) / outlook.regions.sparse[segment]
+    filled = jnp.arange(room, dtype=jnp.int32) < found
+    flagged, trim = largest(score, filled, entries, turn)
     # A sample's exact threshold is that of the same share of it.
     rank = jnp.maximum(entries * (found.astype(jnp.float32) / count), 1.0).astype(jnp.int32)
-    trim = jax.lax.cond(crowded, lambda: ranked(score, found, rank)[0], lambda: trim)
-    sent = compact(positions, values, flagged, entries, layout.total)
-    score = jnp.abs(sent.values) / outlook.regions.key[segment_of(sent.indices, layout)]
+    trim = jax.lax.cond(crowded, lambda: ranked(score, filled, rank)[0], lambda: trim)
+    used = jnp.minimum(found, entries)
     # Both regions are filled alike, so that a few entries fit into a small payload.
-    share = jnp.ceil(sent.used * (shape.key_capacity / entries)).astype(jnp.int32)
-    share = jnp.where(sent.used < entries, jnp.minimum(share, shape.key_capacity), shape.key_capacity)
-    is_key, key_scale = largest(score, sent.used, share, turn)
-    is_sparse = (jnp.arange(entries) < sent.used) & ~is_key
-    key = compact(sent.indices, sent.values, is_key, shape.key_capacity, layout.total)
-    sparse = compact(sent.indices, sent.values, is_sparse, shape.sparse_capacity, layout.total)
+    share = jnp.ceil(used * (shape.key_capacity / entries)).astype(jnp.int32)
+    share = jnp.where(used < entries, jnp.minimum(share, shape.key_capacity), shape.key_capacity)
+    is_key, key_scale = largest(jnp.abs(values) / outlook.regions.key[segment], flagged, share, turn)
+    key = compact(positions, values, is_key, shape.key_capacity, layout.total)
+    sparse = compact(positions, values, flagged & ~is_key, shape.sparse_capacity, layout.total)
     # A payload that is not full says nothing of the exact threshold but that it is lower: by about what is missing.
-    short = replicated(_shortfall)(sent.used, outlook.slope, entries=entries)
-    trim = jnp.where(sent.used < entries, short, trim)
+    short = replicated(_shortfall)(used, outlook.slope, entries=entries)
+    trim = jnp.where(used < entries, short, trim)
     factors = [jnp.clip(factor, 1e-30, 1e29) for factor in (trim, key_scale)]
     return Chosen(key, sparse, candidates, *factors), finite
 
@@ -91,8 +91,11 @@ def _candidates(
     """
 
     def mark(factor: jax.Array) -> tuple[jax.Array, jax.Array]:
-        # Not "above", but "not at or below": a NaN is a candidate too, so that no separate pass need look for one.
-        over = ~(jnp.abs(vector).reshape(-1, WORD) <= spread(outlook.proposal * factor, layout)[:, None])
+        # Not "above", but "not within": a NaN is a candidate too, so that no separate pass need look for one. Without
+        # `abs`, of which a compiler would keep a copy for the search.
+        bound = spread(outlook.proposal * factor, layout)[:, None]
+        rows = vector.reshape(-1, WORD)
+        over = ~((rows <= bound) & (rows >= -bound))
         words = jax.lax.optimization_barrier(bitmask(over.reshape(-1)))
         return words, jnp.sum(popcount(words))
 
@@ -181,15 +184,6 @@ def decode(words: jax.Array, bases: Bases, rung: PayloadFormat, shape: PayloadFo
 def _resized(contents: Contents, capacities: tuple[int, int], layout: Layout) -> Contents:
     key, sparse = (resize(buffer, k, layout.total) for buffer, k in zip(contents[1:], capacities, strict=True))
     return contents._replace(key=key, sparse=sparse)
-
-
-def empty(shape: PayloadFormat, layout: Layout) -> tuple[Buffer, Buffer]:
-    """Make a key and a sparse buffer with nothing in them."""
-    key, sparse = (
-        Buffer(jnp.full(k, layout.total, jnp.int32), jnp.zeros(k, jnp.float32), jnp.int32(0))
-        for k in (shape.key_capacity, shape.sparse_capacity)
-    )
-    return key, sparse
 
 
 def _entry_bases(contents: Contents, bases: Bases, layout: Layout) -> tuple[jax.Array, jax.Array]:

@@ -113,15 +113,18 @@ def compress(
             return updates, state
         gradient = ravel(updates, layout)
         vector = feedback.add(gradient, state.memory)
-        reduced, scheme_state = scheme.reduce(vector, state.scheme, layout, axis_name)
-        memory = feedback.subtract(
-            vector, gradient, state.memory, reduced.sent, reduced.finite, momentum=momentum, decay=memory_decay
-        )
+
+        def settle(sent: feedback.Sent | jax.Array, finite: jax.Array) -> feedback.Memory:
+            return feedback.subtract(
+                vector, gradient, state.memory, sent, finite, momentum=momentum, decay=memory_decay
+            )
+
+        reduced, scheme_state = scheme.reduce(vector, state.scheme, layout, axis_name, settle)
         scheme_state = jax.tree.map(lambda new, old: jnp.where(reduced.finite, new, old), scheme_state, state.scheme)
         skipped = state.stats.nonfinite + (~reduced.finite).astype(jnp.int32)
         dense = accounting.dense(layout, axis_size(axis_name))
         stats = _stats(layout, reduced.wire, dense, reduced.report, skipped)
-        return unravel(reduced.mean, updates, layout), CompressState(memory, scheme_state, stats)
+        return unravel(reduced.mean, updates, layout), CompressState(reduced.memory, scheme_state, stats)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from gradpart_jax.accounting import WORD_BITS, reduced
 from gradpart_jax.exchange import AxisName, axis_size, mean
 from gradpart_jax.feedback import Sent
-from gradpart_jax.scheme import Reduced, Scheme, SchemeState, dense_report
+from gradpart_jax.scheme import Reduced, Scheme, SchemeState, Settle, dense_report
 from gradpart_jax.segments import Layout, loosen, tighten
 
 
@@ -26,14 +26,14 @@ def dense() -> Scheme:
     """
 
     def reduce(
-        vector: jax.Array, state: SchemeState, layout: Layout, axis_name: AxisName
+        vector: jax.Array, state: SchemeState, layout: Layout, axis_name: AxisName, settle: Settle
     ) -> tuple[Reduced, SchemeState]:
         average = loosen(mean(tighten(vector, layout), axis_name), layout)
         # A non-finite value anywhere makes the mean non-finite everywhere: no flag need be exchanged.
         finite = jnp.all(jnp.isfinite(average))
         outcome = Reduced(
             mean=jnp.where(finite, average, 0.0),
-            sent=Sent(jnp.bool_(True), ()),
+            memory=settle(Sent(jnp.bool_(True), ()), finite),
             finite=finite,
             wire=reduced(WORD_BITS * layout.elements, axis_size(axis_name)),
             report=dense_report(layout),
