@@ -75,14 +75,19 @@ def test_pack_and_unpack_are_inverse(seed: int, width: int, count: int) -> None:
     assert np.array_equal(jitted(bits.unpack, 1, 2)(packed, count, width), codes)
 
 
-@given(seeds, st.integers(0, 64), st.sampled_from([1, 3, 30, 80]))
-def test_largest_keeps_the_largest(seed: int, count: int, capacity: int) -> None:
-    scores = np.random.default_rng(seed).integers(10, 30, 64).astype(np.float32)  # with ties
-    flagged, cut = jitted(buffers.largest, 2)(scores, jnp.int32(count), capacity, jnp.int32(seed % 7))
+@given(seeds, shares, st.sampled_from([0, 1, 3, 30, 80]))
+def test_largest_keeps_the_largest(seed: int, share: float, capacity: int) -> None:
+    random = np.random.default_rng(seed)
+    scores = random.integers(10, 30, 64).astype(np.float32)  # with ties
+    filled = random.random(64) < share
+    count, turn = filled.sum(), jnp.int32(seed % 7)
+    flagged, cut = jitted(buffers.largest)(scores, filled, jnp.int32(capacity), turn)
+    fixed, _ = jitted(buffers.largest, 2)(scores, filled, capacity, turn)
+    np.testing.assert_array_equal(flagged, fixed)  # whether the capacity is known beforehand or not
     flagged = np.asarray(flagged)
     assert flagged.sum() == min(count, capacity)
-    assert not flagged[count:].any()
-    np.testing.assert_array_equal(np.sort(scores[flagged]), np.sort(scores[:count])[max(count - capacity, 0) :])
+    assert not (flagged & ~filled).any()
+    np.testing.assert_array_equal(np.sort(scores[flagged]), np.sort(scores[filled])[max(count - capacity, 0) :])
     assert count == 0 or (scores[flagged] >= cut).all()
 
 
