@@ -9,7 +9,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from gradpart_jax.stored import stored
+
 WORD = 32
+BLOCK = 8  # words between two ranks that `select` stores
 
 
 def bitmask(flags: jax.Array) -> jax.Array:
@@ -59,25 +62,6 @@ def popcount(words: jax.Array) -> jax.Array:
     return jax.lax.population_count(words).astype(jnp.int32)
 
 
-def running_sum(values: jax.Array) -> jax.Array:
-    """Add up from the front, in two levels.
-
-    Args:
-      values: int32[k].
-
-    Returns:
-      int32[k], inclusive.
-    """
-    # One long scan runs log2 k passes over memory; rows of 256 fit into the cache, and their sums are few.
-    size, row = values.shape[0], 256
-    if size <= row:
-        return jnp.cumsum(values)
-    rows = jnp.pad(values, (0, -size % row)).reshape(-1, row)
-    inner = jnp.cumsum(rows, axis=1)
-    before = running_sum(inner[:, -1]) - inner[:, -1]
-    return (inner + before[:, None]).reshape(-1)[:size]
-
-
 def prefix(words: jax.Array) -> jax.Array:
     """Count the set bits before each word.
 
@@ -88,7 +72,7 @@ def prefix(words: jax.Array) -> jax.Array:
       int32[w], exclusive prefix sum of popcounts.
     """
     counts = popcount(words)
-    return running_sum(counts) - counts
+    return jnp.cumsum(counts) - counts
 
 
 def nth_bit(words: jax.Array, n: jax.Array) -> jax.Array:
@@ -114,8 +98,8 @@ def nth_bit(words: jax.Array, n: jax.Array) -> jax.Array:
 def select(words: jax.Array, capacity: int) -> tuple[jax.Array, jax.Array]:
     """List the positions of the first set bits.
 
-    A slot's word is the number of words that end at or before it: ends are counted by slot and summed up. The bit
-    within the word is found by halving.
+    A slot's block of words is the number of blocks that end at or before it: ends are counted by slot and summed up.
+    The word within the block is found by comparing ranks, the bit within the word by halving.
 
     Args:
       words: uint32[w].
@@ -132,13 +116,22 @@ def select(words: jax.Array, capacity: int) -> tuple[jax.Array, jax.Array]:
     size = words.shape[0] * WORD
     if words.shape[0] == 0 or capacity == 0:
         return jnp.full(capacity, size, jnp.int32), jnp.sum(popcount(words))
-    counts = popcount(words)
-    ends = running_sum(counts)
-    word = running_sum(jnp.zeros(capacity, jnp.int32).at[ends].add(1, mode="drop", indices_are_sorted=True))
-    word = jnp.minimum(word, words.shape[0] - 1)
+    blocks = jnp.pad(words, (0, -words.shape[0] % BLOCK))
+    counts = jnp.sum(popcount(blocks.reshape(-1, BLOCK)), axis=1)
+    ends = stored(jnp.cumsum(counts))
+    block = jnp.cumsum(jnp.zeros(capacity, jnp.int32).at[ends].add(1, mode="drop", indices_are_sorted=True))
+    block = stored(jnp.minimum(block, counts.shape[0] - 1))
     slot = jnp.arange(capacity, dtype=jnp.int32)
-    place = nth_bit(words[word], slot - (ends - counts)[word])
-    return jnp.where(slot < ends[-1], word * WORD + place, size), ends[-1]
+    rank = slot - (ends - counts)[block]
+    place, word, before, seen = block * BLOCK, blocks[block * BLOCK], jnp.zeros_like(slot), jnp.zeros_like(slot)
+    for i in range(1, BLOCK):
+        seen += popcount(blocks[block * BLOCK + i - 1])
+        beyond = rank >= seen
+        place += beyond
+        word = jnp.where(beyond, blocks[block * BLOCK + i], word)
+        before = jnp.where(beyond, seen, before)
+    place = place * WORD + nth_bit(word, rank - before)
+    return jnp.where(slot < ends[-1], place, size), ends[-1]
 
 
 def keep(words: jax.Array, capacity: int | jax.Array, turn: jax.Array) -> jax.Array:
@@ -172,6 +165,22 @@ def keep(words: jax.Array, capacity: int | jax.Array, turn: jax.Array) -> jax.Ar
     return jax.lax.cond(count > capacity, drop, lambda w: w, words)
 
 
+def scramble(size: int, turn: jax.Array) -> jax.Array:
+    """Draw a number for each place, other ones in each turn.
+
+    Args:
+      size: n.
+      turn: int32[], a step counter.
+
+    Returns:
+      uint32[n], all different.
+    """
+    x = jax.lax.iota(jnp.uint32, size) * jnp.uint32(0x9E3779B1) + turn.astype(jnp.uint32)
+    for shift, factor in ((16, 0x21F0AAAD), (15, 0x735A2D97), (15, 1)):  # a bijective mixer of 32 bits
+        x = (x ^ (x >> shift)) * jnp.uint32(factor)
+    return x
+
+
 def thin(words: jax.Array, capacity: int, turn: jax.Array) -> jax.Array:
     """Keep a random sample of the words, with about as many set bits as fit, where more are set.
 
@@ -188,9 +197,7 @@ def thin(words: jax.Array, capacity: int, turn: jax.Array) -> jax.Array:
     """
 
     def sample(words: jax.Array) -> jax.Array:
-        x = jax.lax.iota(jnp.uint32, words.shape[0]) * jnp.uint32(0x9E3779B1) + turn.astype(jnp.uint32)
-        for shift, factor in ((16, 0x21F0AAAD), (15, 0x735A2D97), (15, 1)):  # a bijective mixer of 32 bits
-            x = (x ^ (x >> shift)) * jnp.uint32(factor)
+        x = scramble(words.shape[0], turn)
         rate = 0.9 * capacity / count.astype(jnp.float32)
         return jnp.where((x >> 8).astype(jnp.float32) < rate * 2.0**24, words, jnp.uint32(0))
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from gradpart_jax.bits import WORD, bitmask, flags, keep, select
+from gradpart_jax.bits import WORD, scramble
 
-QUARTERINGS = 8  # of the range of scores' bit patterns: a relative precision of about 2^-12
+LARGEST_LOT = 2**31 - 2
 
 
 class Buffer(NamedTuple):
@@ -88,10 +89,7 @@ def scatter_add(vector: jax.Array, indices: jax.Array, values: jax.Array) -> jax
 def largest(
     scores: jax.Array, filled: jax.Array, capacity: int | jax.Array, turn: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Flag the largest scores, exactly as many as fit.
-
-    The cut is found by quartering the range of the scores' bit patterns, which order non-negative floats; entries that
-    are equal to the cut, or within its precision, give way in turns.
+    """Flag the largest scores, exactly as many as fit; which of equal ones, changes from turn to turn.
 
     Args:
       scores: float32[C], non-negative.
@@ -100,25 +98,29 @@ def largest(
       turn: int32[], a step counter.
 
     Returns:
-      bool[C] with `capacity` set, or all that are filled; float32[], the cut: no flagged score is below it.
+      bool[C] with `capacity` set, or all that are filled; float32[], the least score flagged, inf where there is none.
 
     >>> import jax.numpy as jnp
     >>> flagged, cut = largest(jnp.array([3.0, 1.0, 2.0, 9.0]), jnp.arange(4) < 3, 2, jnp.int32(0))
-    >>> flagged.tolist(), round(float(cut), 3)
+    >>> flagged.tolist(), float(cut)
     ([True, False, True, False], 2.0)
     """
     size = scores.shape[0]
     if size == 0 or (isinstance(capacity, int) and capacity == 0):
         return jnp.zeros(size, bool), jnp.float32(1.0)
-    cut, above = ranked(scores, filled, jnp.maximum(capacity, 1))
-    certain = filled & (scores >= above)
-    close = bitmask(jnp.pad(filled & (scores >= cut) & ~certain, (0, -size % WORD)))
-    taken = flags(keep(close, capacity - jnp.sum(certain.astype(jnp.int32)), turn))[:size]
-    return certain | taken, cut
+    pattern = _pattern(scores, filled)
+    cut, count = _cut(lambda least: pattern >= least, capacity, jnp.max(pattern))
+    # Too many reach the cut only where several are equal to it: those draw lots.
+    lot = (scramble(size, turn) >> 1).astype(jnp.int32)
+    drawn, _ = _cut(
+        lambda least: (pattern > cut) | ((pattern == cut) & (lot >= least)), capacity, jnp.int32(LARGEST_LOT), count
+    )
+    flagged = filled & ((pattern > cut) | ((pattern == cut) & (lot >= drawn))) & (capacity > 0)
+    return flagged, jnp.min(jnp.where(flagged, scores, jnp.inf))
 
 
-def ranked(scores: jax.Array, filled: jax.Array, rank: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Find the score that so many reach, from both sides.
+def rank_score(scores: jax.Array, filled: jax.Array, rank: jax.Array) -> jax.Array:
+    """Find the score that so many reach: the rank-th largest.
 
     Args:
       scores: float32[C], non-negative, C at least 1.
@@ -126,23 +128,62 @@ def ranked(scores: jax.Array, filled: jax.Array, rank: jax.Array) -> tuple[jax.A
       rank: int32[], at least 1.
 
     Returns:
-      float32[], which at least `rank` scores reach (all, if they are fewer); float32[], which fewer reach.
+      float32[]; 0 where fewer are filled.
     """
-    pattern = jnp.where(filled, jax.lax.bitcast_convert_type(scores, jnp.int32), -1)
-    least = jnp.min(jnp.where(filled, pattern, jnp.iinfo(jnp.int32).max))
+    pattern = _pattern(scores, filled)
+    cut, _ = _cut(lambda least: pattern >= least, rank, jnp.max(pattern))
+    return jax.lax.bitcast_convert_type(cut, jnp.float32)
 
-    quarters = jnp.arange(1, 4, dtype=jnp.int32)
 
-    def quarter(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low, high = bounds  # at least `rank` reach low, fewer reach high
-        cuts = low + (high - low) // 4 * quarters + (high - low) % 4 * quarters // 4
-        enough = jnp.sum((pattern[None, :] >= cuts[:, None]).astype(jnp.int32), axis=1) >= rank
-        return jnp.max(jnp.where(enough, cuts, low)), jnp.min(jnp.where(enough, high, cuts))
+def _pattern(scores: jax.Array, filled: jax.Array) -> jax.Array:
+    # The bit patterns of non-negative floats are ordered as the floats are.
+    return jnp.where(filled, jax.lax.bitcast_convert_type(scores, jnp.int32), -1)
 
-    most = jnp.max(pattern)
-    low, high = jax.lax.fori_loop(0, QUARTERINGS, quarter, (jnp.minimum(least, most), most + 1))
-    low, high = (jax.lax.bitcast_convert_type(jnp.maximum(x, 0), jnp.float32) for x in (low, high))
-    return low, high
+
+def _cut(
+    reach: Callable[[jax.Array], jax.Array],
+    rank: int | jax.Array,
+    most: jax.Array,
+    count: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Find the greatest number from 0 on that at least `rank` reach, in eighths of the range that is left.
+
+    Args:
+      reach: says which of C reach a number.
+      rank: how many should.
+      most: int32[], that some reach, and none exceeds.
+      count: how many reach 0, where that is known.
+
+    Returns:
+      int32[], the number, or a lower one that exactly `rank` reach; int32[], how many reach it: less than rank only
+      where they are fewer in all.
+    """
+    eighths = jnp.arange(1, 8, dtype=jnp.int32)
+
+    def reaching(numbers: jax.Array) -> jax.Array:
+        # One reduction of all seven masks: it vectorises, where a sum of one mask does not.
+        masks = tuple(reach(number).astype(jnp.int32) for number in numbers)
+        zeros = tuple(jnp.int32(0) for _ in masks)
+        return jnp.stack(
+            jax.lax.reduce(masks, zeros, lambda a, b: tuple(x + y for x, y in zip(a, b, strict=True)), (0,))
+        )
+
+    def unsettled(bounds: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        low, high, count = bounds
+        return (count > rank) & (high - low > 1)
+
+    def narrow(bounds: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        low, high, count = bounds
+        numbers = low + (high - low) // 8 * eighths + (high - low) % 8 * eighths // 8
+        found = reaching(numbers)
+        enough = found >= rank
+        low, high = jnp.max(jnp.where(enough, numbers, low)), jnp.min(jnp.where(enough, high, numbers))
+        return low, high, jnp.min(jnp.where(enough, found, count))
+
+    zero = jnp.int32(0)
+    start = (zero, jnp.maximum(most, 0) + 1, jnp.sum(reach(zero).astype(jnp.int32)) if count is None else count)
+    low, _, count = jax.lax.while_loop(unsettled, narrow, start)
+    return low, count
 
 
 def compact(indices: jax.Array, values: jax.Array, flagged: jax.Array, capacity: int, size: int) -> Buffer:
@@ -158,10 +199,11 @@ def compact(indices: jax.Array, values: jax.Array, flagged: jax.Array, capacity:
     Returns:
       Buffer.
     """
-    words = bitmask(jnp.pad(flagged, (0, -flagged.shape[0] % WORD)))
-    slots, count = select(words, capacity)
+    rank = jnp.cumsum(flagged.astype(jnp.int32))
+    slot = jnp.where(flagged, rank - 1, capacity)
+    count = rank[-1] if rank.size else jnp.int32(0)
     return Buffer(
-        indices=indices.at[slots].get(mode="fill", fill_value=size),
-        values=values.at[slots].get(mode="fill", fill_value=0.0),
+        indices=jnp.full(capacity, size, jnp.int32).at[slot].set(indices, mode="drop"),
+        values=jnp.zeros(capacity, jnp.float32).at[slot].set(values, mode="drop"),
         used=jnp.minimum(count, capacity),
     )

@@ -27,7 +27,7 @@ from gradpart_jax.exchange import AxisName, axis_size, greatest, mean
 from gradpart_jax.exchange import gather as gather_payloads
 from gradpart_jax.families import family as find_family
 from gradpart_jax.feedback import Sent
-from gradpart_jax.outlook import MARGIN, GradpartState, Outcome, Outlook, digest, foresee
+from gradpart_jax.outlook import GradpartState, Outcome, Outlook, digest, foresee
 from gradpart_jax.payload import Bases, Contents, PayloadFormat, fit_format
 from gradpart_jax.regions import entropy_rule
 from gradpart_jax.replicated import replicated
@@ -35,7 +35,6 @@ from gradpart_jax.scheme import Reduced, Report, Scheme, SchemeState, Settle
 from gradpart_jax.segments import Layout, count_by_segment, sample_positions
 from gradpart_jax.selection import Chosen, choose, decode, encode
 
-ROOM = 1.6  # candidates that fit over candidates proposed
 SAMPLE = 2**17  # elements that a histogram is made from
 STATISTICS_SHARE = 0.03  # of the budget, at most, goes to histograms
 KEY_SHARE = 0.25  # of the entries sent, those coded precisely
@@ -48,7 +47,6 @@ class Plan(NamedTuple):
 
     ladder: tuple[PayloadFormat, ...]  # ascending; none: dense is no larger
     entries: int  # that the largest payload holds
-    candidates: int  # capacity of the buffer that is trimmed
     observe_every: int  # steps between histograms
 
 
@@ -153,7 +151,7 @@ def plan_of(
       Plan.
     """
     if not layout.elements:
-        return Plan((), 0, 0, 1)
+        return Plan((), 0, 1)
     budget = bits_per_element * layout.elements
     # One histogram, and the all-reduce of its highest bins
     statistics = WORD_BITS * layout.segments * (summaries.BINS + 1)
@@ -161,12 +159,11 @@ def plan_of(
     left = budget - statistics / every - (WORD_BITS if rungs > 1 else 0)
     shape = fit_format(layout.total, left, key_share=KEY_SHARE, key_bits=key_bits, sparse_bits=1)
     if bits_per_element >= WORD_BITS or shape.bits >= WORD_BITS * layout.elements:
-        return Plan((), layout.elements, layout.total, every)
+        return Plan((), layout.elements, every)
     ladder = [shape]
     while len(ladder) < rungs and ladder[0].entries >= STEP * FEWEST:
         ladder.insert(0, ladder[0].smaller(STEP))
-    candidates = min(layout.total, math.ceil(shape.entries * MARGIN * ROOM) + 64)
-    return Plan(tuple(ladder), shape.entries, candidates, every)
+    return Plan(tuple(ladder), shape.entries, every)
 
 
 def _observe(
@@ -201,7 +198,7 @@ def _sparse_step(
     ladder, regions = sizes.ladder, outlook.regions
     shape = ladder[-1]
     bases = Bases(regions.key, regions.level)
-    chosen, finite = jax.lax.optimization_barrier(choose(vector, outlook, step, shape, sizes.candidates, layout))
+    chosen, finite = choose(vector, outlook, step, shape, layout)
 
     def send(rung: PayloadFormat) -> Callable[[Chosen], tuple[jax.Array, Contents]]:
         def run(chosen: Chosen) -> tuple[jax.Array, Contents]:

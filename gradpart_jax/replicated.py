@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 
+from gradpart_jax.stored import stored
+
 MANTISSA = 22  # bits kept of 23: the least that no compiler takes for nothing
 INLINED = ("jit", "pjit", "custom_jvp_call", "custom_vjp_call", "remat", "checkpoint")
 
@@ -45,7 +47,8 @@ def replicated(function: Callable[..., Any]) -> Callable[..., Any]:
             results = _evaluate(traced, *jax.tree.leaves(arguments))
             return jax.tree.unflatten(jax.tree.structure(shape), results)
 
-        return jax.custom_batching.sequential_vmap(rounded)(*arguments)
+        # Stored, so that the loops that look these numbers up do not compute them.
+        return jax.tree.map(stored, jax.custom_batching.sequential_vmap(rounded)(*arguments))
 
     return run
 

@@ -153,7 +153,7 @@ def segment_of(indices: jax.Array, layout: Layout) -> jax.Array:
     """Find the segment that each position belongs to.
 
     Args:
-      indices: int32[C], positions in the flat vector; the sentinel `layout.total` falls to the last segment.
+      indices: int32[C], ascending positions in the flat vector; the sentinel `layout.total` falls to the last segment.
       layout: the segments.
 
     Returns:
@@ -162,9 +162,11 @@ def segment_of(indices: jax.Array, layout: Layout) -> jax.Array:
     filled = [s for s, size in enumerate(layout.sizes) if size]
     if len(filled) < 2:
         return jnp.full(indices.shape, filled[0] if filled else 0, jnp.int32)
-    starts = jnp.asarray([layout.starts[s] for s in filled], jnp.int32)
-    found = jnp.searchsorted(starts, indices, side="right") - 1
-    return jnp.asarray(filled, jnp.int32)[found]
+    # Few segments begin among many positions: their beginnings are marked, and added up from the front.
+    starts = jnp.asarray([layout.starts[s] for s in filled[1:]], jnp.int32)
+    steps = jnp.asarray(np.diff(filled), jnp.int32)
+    begun = jnp.searchsorted(indices, starts, side="left")
+    return filled[0] + jnp.cumsum(jnp.zeros(indices.shape, jnp.int32).at[begun].add(steps, mode="drop"))
 
 
 def count_by_segment(indices: jax.Array, layout: Layout) -> jax.Array:

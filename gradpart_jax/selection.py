@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from gradpart_jax.bits import WORD, bitmask, keep, popcount, select, thin
-from gradpart_jax.buffers import Buffer, compact, gather, largest, ranked, resize
+from gradpart_jax.bits import WORD, bitmask, keep, popcount, scramble, select, thin
+from gradpart_jax.buffers import Buffer, compact, gather, largest, rank_score, resize
+from gradpart_jax.codecs import LARGEST_VALUE
 from gradpart_jax.outlook import MARGIN, Outlook
 from gradpart_jax.payload import Bases, Contents, Header, PayloadFormat
 from gradpart_jax.replicated import replicated
 from gradpart_jax.segments import Layout, segment_of, spread
+from gradpart_jax.stored import stored
 
-PASSES = 6  # over the vector at most, where the forecast was far off
+PASSES = 6  # over the vector at most, where forecast and sample were far off
+SAMPLE = 2**18  # elements that tell how far off the forecast is
+DEVIATIONS = 3.5  # of the sample's count, between what is needed, what is aimed at, and what there is room for
 
 
 class Chosen(NamedTuple):
@@ -32,7 +37,6 @@ def choose(
     outlook: Outlook,
     turn: jax.Array,
     shape: PayloadFormat,
-    room: int,
     layout: Layout,
 ) -> tuple[Chosen, jax.Array]:
     """Read the vector once, gather what lies above the thresholds, trim it to what the payload holds.
@@ -42,18 +46,19 @@ def choose(
       outlook: thresholds for the asked-for counts, and lower ones, which let MARGIN times as many through.
       turn: int32[], a step counter.
       shape: of the payload.
-      room: entries that the buffer of candidates holds.
       layout: the segments.
 
     Returns:
       What is to be sent; bool[], whether the vector is finite.
     """
     entries = shape.entries
-    words, count, candidates = _candidates(vector, outlook, entries, room, layout)
-    positions, found = jax.lax.optimization_barrier(select(keep(thin(words, room, turn), room, turn), room))
+    room = candidates_of(entries, layout.total)[1]
+    words, count, proposed = _candidates(vector, outlook, turn, entries, layout)
+    crowded = count > room
+    words = jax.lax.cond(crowded, lambda w: keep(thin(w, room, turn), room, turn), lambda w: w, words)
+    positions, found = select(words, room)
     values = gather(vector, positions)
     finite = jnp.all(jnp.isfinite(values))
-    crowded = count > room
     if room < layout.total:
         finite &= jax.lax.cond(crowded, lambda v: jnp.all(jnp.isfinite(v)), lambda _: jnp.bool_(True), vector)
     values = jnp.nan_to_num(values)
@@ -63,7 +68,7 @@ def choose(
     flagged, trim = largest(score, filled, entries, turn)
     # A sample's exact threshold is that of the same share of it.
     rank = jnp.maximum(entries * (found.astype(jnp.float32) / count), 1.0).astype(jnp.int32)
-    trim = jax.lax.cond(crowded, lambda: ranked(score, filled, rank)[0], lambda: trim)
+    trim = jax.lax.cond(crowded, lambda: rank_score(score, filled, rank), lambda: trim)
     used = jnp.minimum(found, entries)
     # Both regions are filled alike, so that a few entries fit into a small payload.
     share = jnp.ceil(used * (shape.key_capacity / entries)).astype(jnp.int32)
@@ -75,33 +80,52 @@ def choose(
     short = replicated(_shortfall)(used, outlook.slope, entries=entries)
     trim = jnp.where(used < entries, short, trim)
     factors = [jnp.clip(factor, 1e-30, 1e29) for factor in (trim, key_scale)]
-    return Chosen(key, sparse, candidates, *factors), finite
+    return Chosen(key, sparse, proposed, *factors), finite
+
+
+def candidates_of(entries: int, total: int) -> tuple[int, int]:
+    """Say how many candidates to mark, so that a sample's error leaves neither too few nor too many.
+
+    Args:
+      entries: that are to be sent.
+      total: length of the vector.
+
+    Returns:
+      Candidates to aim at; candidates that there is room for, at most all.
+    """
+    stride = -(-total // SAMPLE)
+    sampled = total // stride
+    deviation = math.sqrt((1 - sampled / total) / max(entries * sampled / total, 1.0))
+    aim, room = (math.ceil(entries * (1 + k * deviation)) for k in (DEVIATIONS, 2 * DEVIATIONS + 0.5))
+    return min(aim, total), min(room + WORD, total)
 
 
 def _candidates(
-    vector: jax.Array, outlook: Outlook, entries: int, room: int, layout: Layout
+    vector: jax.Array, outlook: Outlook, turn: jax.Array, entries: int, layout: Layout
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Mark what lies above the proposed thresholds, or, should that be too few or too many, above better ones.
+    """Mark what lies above the thresholds, or, should that be too few or too many, above better ones.
 
-    One pass does in most steps. Else the factor on the thresholds is looked for, first in growing steps and then by
-    halves, a pass each; what is still too much after some passes is thinned out, what is too little is sent as it is.
+    A sample of the vector says by which factor the forecast is off; then one pass does in almost all steps. Else the
+    factor is looked for, first in growing steps and then by halves, a pass each; what is still too much after some
+    passes is thinned out, what is too little is sent as it is.
 
     Returns:
-      Words of the bitmask; their set bits; how many the first pass set.
+      Words of the bitmask; their set bits; how many lie above the proposed thresholds, as estimated by the sample.
     """
+    aim, room = candidates_of(entries, layout.total)
 
     def mark(factor: jax.Array) -> tuple[jax.Array, jax.Array]:
         # Not "above", but "not within": a NaN is a candidate too, so that no separate pass need look for one. Without
         # `abs`, of which a compiler would keep a copy for the search.
-        bound = spread(outlook.proposal * factor, layout)[:, None]
+        bound = spread(jnp.minimum(outlook.proposal * factor, LARGEST_VALUE), layout)[:, None]
         rows = vector.reshape(-1, WORD)
         over = ~((rows <= bound) & (rows >= -bound))
-        words = jax.lax.optimization_barrier(bitmask(over.reshape(-1)))
+        words = bitmask(over.reshape(-1))
         return words, jnp.sum(popcount(words))
 
     def unsuited(search: tuple[jax.Array, ...]) -> jax.Array:
-        _, count, _, _, _, _, passes = search
-        return ((count < entries) | (count > room)) & (passes < PASSES)
+        _, count, factor, _, _, _, passes = search
+        return ((count < entries) | (count > room)) & (factor > 0) & (passes < PASSES)
 
     def again(search: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         _, count, factor, step, low, high, passes = search
@@ -111,14 +135,20 @@ def _candidates(
         factor = jnp.where(bracketed, (low + high) / 2, jnp.where(count < entries, factor * step, factor / step))
         return (*mark(factor), factor, step * step, low, high, passes + 1)
 
-    one = jnp.float32(1.0)
-    first = mark(one)
+    stride = -(-layout.total // SAMPLE)
+    # One of each stride, at random, so that no column of a matrix is favoured.
+    place = jnp.arange(layout.total // stride, dtype=jnp.int32) * stride
+    place += (scramble(place.shape[0], turn) % jnp.uint32(stride)).astype(jnp.int32)
+    score = jnp.abs(vector[place]) / outlook.proposal[segment_of(place, layout)]
+    proposed = jnp.sum((score > 1).astype(jnp.int32)) * stride
+    zero, one = jnp.float32(0.0), jnp.float32(1.0)
     if room >= layout.total:  # there is room for all that is not zero
-        return *mark(0 * one), first[1]
-    start: tuple[jax.Array, ...] = (*first, one, outlook.retreat, 0 * one, one * jnp.inf, jnp.int32(1))
+        return *mark(zero), proposed
+    factor = rank_score(score, jnp.ones(score.shape, bool), jnp.int32(max(1, round(aim / stride))))
+    start: tuple[jax.Array, ...] = (*mark(factor), factor, outlook.retreat, zero, one * jnp.inf, jnp.int32(1))
     # A loop copies what it reads, here the vector, so that it is entered only where it is needed.
     search = jax.lax.cond(unsuited(start), lambda s: jax.lax.while_loop(unsuited, again, s), lambda s: s, start)
-    return search[0], search[1], first[1]
+    return search[0], search[1], proposed
 
 
 def _shortfall(count: jax.Array, slope: jax.Array, entries: int) -> jax.Array:
@@ -193,5 +223,5 @@ def _entry_bases(contents: Contents, bases: Bases, layout: Layout) -> tuple[jax.
         (contents.key, bases.key * header.key_scale),
         (contents.sparse, bases.level * header.level_scale),
     )
-    key, sparse = (jnp.clip(base, 0.0, 1e36)[segment_of(buffer.indices, layout)] for buffer, base in pairs)
+    key, sparse = (stored(jnp.clip(base, 0.0, 1e36))[segment_of(buffer.indices, layout)] for buffer, base in pairs)
     return key, sparse

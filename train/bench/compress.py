@@ -172,7 +172,7 @@ def parts(gradient: jax.Array, state: CompressState, density: float, repeats: in
 
     @jax.jit
     def choose(vector: jax.Array) -> Any:
-        return selection.choose(vector, view, turn, shape, plan.candidates, layout)
+        return selection.choose(vector, view, turn, shape, layout)
 
     @jax.jit
     def encode(chosen: selection.Chosen) -> Any:
