@@ -6,13 +6,13 @@ compression" (ICLR 2018), sections 3.1 and 3.2, for momentum correction and mask
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from gradpart_jax.buffers import Buffer, scatter_add
-from gradpart_jax.segments import Layout
+from gradpart_jax.segments import Layout, add_tree, ravel
 
 
 class Memory(NamedTuple):
@@ -46,24 +46,26 @@ def init(layout: Layout, *, enabled: bool, momentum: bool) -> Memory:
     )
 
 
-def add(gradient: jax.Array, memory: Memory) -> jax.Array:
+def add(gradient: Any, memory: Memory, layout: Layout) -> tuple[jax.Array, jax.Array]:
     """Add the memory to a gradient: a = g + m, or a = (g + u) + m with momentum correction.
 
     Args:
-      gradient: float32[n].
+      gradient: a tree.
       memory: of the step before.
+      layout: the gradient's segments.
 
     Returns:
-      float32[n], what the compressor is given.
+      float32[n], what the compressor is given; float32[n], g + u with momentum correction, else [0].
     """
-    if memory.velocity.size:
-        gradient = gradient + memory.velocity
-    return gradient + memory.residual if memory.residual.size else gradient
+    moving = add_tree(gradient, memory.velocity, layout) if memory.velocity.size else memory.velocity
+    if not memory.residual.size:
+        return ravel(gradient, layout), moving
+    return moving + memory.residual if moving.size else add_tree(gradient, memory.residual, layout), moving
 
 
 def subtract(
     vector: jax.Array,
-    gradient: jax.Array,
+    moving: jax.Array,
     memory: Memory,
     sent: Sent | jax.Array,
     finite: jax.Array,
@@ -77,8 +79,8 @@ def subtract(
     one rounding in one program and not in another would break bit-equality between pmap and vmap.
 
     Args:
-      vector: float32[n], what `add` made; taken as it is, for a gradient not read again can lend its buffer.
-      gradient: float32[n], as given to `add`.
+      vector: float32[n], what `add` made.
+      moving: float32[n] or [0], what `add` made besides.
       memory: as given to `add`.
       sent: what this device's payload decodes to; a dense float32[n] serves too.
       finite: bool[], the same on every device; where False the memory stays as it was.
@@ -102,7 +104,7 @@ def subtract(
             rest = jnp.where(finite, rest if keep_all else decay * rest, residual)
         residual = rest
     if momentum is not None:
-        moved = momentum * (gradient + velocity)
+        moved = momentum * moving
         if isinstance(sent, Sent):
             moved = jnp.where(finite, jnp.where(sent.everything, 0.0, moved), velocity)
             for buffer in sent.buffers:

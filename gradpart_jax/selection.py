@@ -18,6 +18,7 @@ from gradpart_jax.segments import Layout, segment_of, spread
 from gradpart_jax.stored import stored
 
 PASSES = 6  # over the vector at most, where forecast and sample were far off
+STRIDE = 0.9  # factor on the thresholds from one such pass to the next, at the most
 SAMPLE = 2**18  # elements that tell how far off the forecast is
 DEVIATIONS = 3.5  # of the sample's count, between what is needed, what is aimed at, and what there is room for
 
@@ -145,7 +146,14 @@ def _candidates(
     if room >= layout.total:  # there is room for all that is not zero
         return *mark(zero), proposed
     factor = rank_score(score, jnp.ones(score.shape, bool), jnp.int32(max(1, round(aim / stride))))
-    start: tuple[jax.Array, ...] = (*mark(factor), factor, outlook.retreat, zero, one * jnp.inf, jnp.int32(1))
+    start: tuple[jax.Array, ...] = (
+        *mark(factor),
+        factor,
+        jnp.minimum(outlook.retreat, STRIDE),
+        zero,
+        one * jnp.inf,
+        jnp.int32(1),
+    )
     # A loop copies what it reads, here the vector, so that it is entered only where it is needed.
     search = jax.lax.cond(unsuited(start), lambda s: jax.lax.while_loop(unsuited, again, s), lambda s: s, start)
     return search[0], search[1], proposed

@@ -176,11 +176,12 @@ def advance(
     drift = jnp.clip(DRIFT_KEPT * summary.drift + DRIFT_GAIN * jnp.clip(log_trim, -0.2, 0.2), -0.1, 0.1)
     anchor = jnp.log(threshold) + log_trim + drift + BALANCE * steepness * imbalance
     anchor = jnp.clip(anchor, -80.0, 65.0)
-    # Where candidates and entries differ in number, both ends of a chord of the survival function are known.
+    # Where candidates are more than entries, both ends of a chord of the survival function are known; where they are
+    # fewer, one end is a guess made with the slope itself.
     x, y = jnp.clip(surplus, -2.0, 2.0), jnp.clip(lowered + log_trim, -1.0, 1.0)
     chord = jnp.stack([x * y, x * x])
     return summary._replace(
-        regression=jnp.where(jnp.abs(surplus) > 0.05, 0.9 * summary.regression + 0.1 * chord, summary.regression),
+        regression=jnp.where(surplus > 0.05, 0.9 * summary.regression + 0.1 * chord, summary.regression),
         log_anchor=anchor,
         share=share,
         log_trim=log_trim,

@@ -12,7 +12,7 @@ import optax
 from gradpart_jax import accounting, feedback
 from gradpart_jax.exchange import AxisName, axis_size
 from gradpart_jax.scheme import Report, Scheme, SchemeState, dense_report
-from gradpart_jax.segments import Layout, layout_of, ravel, segment_names, unravel
+from gradpart_jax.segments import Layout, layout_of, segment_names, unravel
 
 
 class Stats(NamedTuple):
@@ -111,13 +111,10 @@ def compress(
         _check_state(layout, state)
         if layout.elements == 0:
             return updates, state
-        gradient = ravel(updates, layout)
-        vector = feedback.add(gradient, state.memory)
+        vector, moving = feedback.add(updates, state.memory, layout)
 
         def settle(sent: feedback.Sent | jax.Array, finite: jax.Array) -> feedback.Memory:
-            return feedback.subtract(
-                vector, gradient, state.memory, sent, finite, momentum=momentum, decay=memory_decay
-            )
+            return feedback.subtract(vector, moving, state.memory, sent, finite, momentum=momentum, decay=memory_decay)
 
         reduced, scheme_state = scheme.reduce(vector, state.scheme, layout, axis_name, settle)
         scheme_state = jax.tree.map(lambda new, old: jnp.where(reduced.finite, new, old), scheme_state, state.scheme)

@@ -187,7 +187,7 @@ def parts(gradient: jax.Array, state: CompressState, density: float, repeats: in
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def remember(vector: jax.Array, memory: Any, own: Any) -> Any:
-        return subtract(vector, vector, memory, Sent(jnp.bool_(False), own), jnp.bool_(True))
+        return subtract(vector, memory.velocity, memory, Sent(jnp.bool_(False), own), jnp.bool_(True))
 
     chosen, _ = choose(vector)
     words, own = encode(chosen)
