@@ -19,6 +19,7 @@ from gradpart_jax.stored import stored
 
 PASSES = 6  # over the vector at most, where forecast and sample were far off
 STRIDE = 0.9  # factor on the thresholds from one such pass to the next, at the most
+FARTHEST = 1e30  # factor by which a forecast may be off
 SAMPLE = 2**18  # elements that tell how far off the forecast is
 DEVIATIONS = 3.5  # of the sample's count, between what is needed, what is aimed at, and what there is room for
 
@@ -140,7 +141,7 @@ def _candidates(
     # One of each stride, at random, so that no column of a matrix is favoured.
     place = jnp.arange(layout.total // stride, dtype=jnp.int32) * stride
     place += (scramble(place.shape[0], turn) % jnp.uint32(stride)).astype(jnp.int32)
-    score = jnp.abs(vector[place]) / outlook.proposal[segment_of(place, layout)]
+    score = jnp.minimum(jnp.abs(vector[place]) / outlook.proposal[segment_of(place, layout)], FARTHEST)
     proposed = jnp.sum((score > 1).astype(jnp.int32)) * stride
     zero, one = jnp.float32(0.0), jnp.float32(1.0)
     if room >= layout.total:  # there is room for all that is not zero

@@ -187,3 +187,56 @@ def test_no_position_starves_under_thresholds_far_too_low(values) -> None:
     assert float(jnp.mean(sent)) > 0.5 * plan.entries
     rounds = size / plan.entries
     assert float(jnp.max(longest)) < 12 * rounds, (float(jnp.max(longest)), rounds)
+
+
+KINDS = ["normal", "subnormal", "zeros", "few", "ties", "negative zero", "huge"]
+
+
+@pytest.mark.parametrize(("size", "entries"), [(1, 1), (31, 4), (33, 33), (1000, 37), (5000, 400)])
+@given(seed=seeds, kind=st.sampled_from(KINDS), broken=st.sampled_from([None, None, np.nan, np.inf, -np.inf]))
+def test_selection_takes_the_largest_of_anything(size, entries, seed, kind, broken) -> None:
+    rng = np.random.default_rng(seed)
+    vector = rng.laplace(size=size).astype(np.float32)
+    vector = {
+        "normal": vector,
+        "subnormal": vector * np.float32(1e-39),
+        "zeros": 0 * vector,
+        "few": np.where(rng.random(size) < 0.01, vector, 0),
+        "ties": np.sign(vector),
+        "negative zero": np.where(rng.random(size) < 0.5, np.float32(-0.0), vector),
+        "huge": vector * np.float32(1e37),
+    }[kind].astype(np.float32)
+    if broken is not None:
+        vector[rng.integers(size)] = broken
+    layout = layout_of(jax.ShapeDtypeStruct((size,), jnp.float32))
+    padded = np.pad(vector, (0, layout.total - size))
+    shape = PayloadFormat(layout.total, max(1, entries // 4), entries - max(1, entries // 4))
+    one = jnp.ones(1)
+    # Thresholds that may be far off
+    scale = np.float32(10.0 ** rng.uniform(-3, 3) * {"huge": 1e35, "subnormal": 1e-34}.get(kind, 1.0)) * one
+    view = Outlook(None, Regions(one, scale, 2 * scale, scale), 0.9 * scale, jnp.float32(0.9), one, jnp.float32(0.2))
+    chosen, finite = jitted(choose, 3, 4)(padded, view, jnp.int32(seed % 1000), shape, layout)
+    assert bool(finite) == (broken is None)
+    if broken is not None:
+        return
+    places = np.concatenate([np.asarray(b.indices)[: int(b.used)] for b in (chosen.key, chosen.sparse)])
+    for buffer in (chosen.key, chosen.sparse):
+        used = int(buffer.used)
+        assert (np.diff(np.asarray(buffer.indices)[:used]) > 0).all()
+        np.testing.assert_array_equal(np.asarray(buffer.values)[:used], vector[np.asarray(buffer.indices)[:used]])
+    assert len(set(places.tolist())) == places.size <= entries
+    # The compiler takes subnormal numbers for zeros, so that those may be left out.
+    visible = np.abs(np.where(np.abs(vector) < np.finfo(np.float32).tiny, 0, vector))
+    expected = np.sort(visible[visible > 0])[::-1][:entries]
+    found = np.sort(visible[places])[::-1]
+    if visible.max(initial=0) > 0 or kind == "zeros":
+        np.testing.assert_array_equal(found[found > 0], expected)
+
+
+def test_what_int32_cannot_address_is_refused() -> None:
+    huge = jax.ShapeDtypeStruct((2**16, 2**15), jnp.float32)
+    with pytest.raises(ValueError, match="more than the 2147483616 that int32 indices address"):
+        layout_of(huge)
+    with pytest.raises(ValueError, match="size=2147483648 is out of range"):
+        index_codec(2**31, 5)
+    assert layout_of(jax.ShapeDtypeStruct((2**31 - 32,), jnp.float32)).total == 2**31 - 32
