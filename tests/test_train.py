@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from hypothesis import given
-from hypothesis import strategies as st
 from rich.console import Console
 
 from train import config, data, loop, main, report
@@ -94,27 +92,6 @@ def test_a_run_folder_is_never_overwritten_silently(tmp_path, capsys) -> None:
     assert main.main(["--workdir", str(tmp_path)]) == 2
     assert "exists: go on with --resume, replace it with --overwrite" in capsys.readouterr().err
     assert (folder / "kept").exists()
-
-
-@given(st.integers(1, 40), st.integers(0, 100), st.integers(0, 30))
-def test_data_order_is_a_function_of_seed_and_step(size: int, seed: int, start: int) -> None:
-    split = data.Split(40, lambda numbers: {"n": numbers})
-    rounds = 40 // size
-    whole = [b["n"] for b, _ in zip(data.batches(split, size, seed, 0), range(start + rounds), strict=False)]
-    later = [b["n"] for b, _ in zip(data.batches(split, size, seed, start), range(rounds), strict=False)]
-    np.testing.assert_array_equal(whole[start:], later)
-    epoch = np.concatenate(whole[:rounds])
-    assert len(set(epoch.tolist())) == epoch.size
-
-
-def test_digits_are_scikit_learns(data_dir: Path) -> None:
-    from sklearn.datasets import load_digits
-
-    found, source = data.load("digits", data_dir), load_digits()
-    assert found.train.size + found.test.size == len(source.target)
-    images = np.concatenate([split.read(np.arange(split.size))["input"] for split in (found.train, found.test)])
-    ours, theirs = (np.sort(x.reshape(len(x), -1).sum(1)) for x in ((images + 0.5) * 16, source.images))
-    np.testing.assert_allclose(ours, theirs, atol=1e-2)
 
 
 def test_a_run_resumes_to_the_same_bits_and_leaves_its_files(tmp_path, data_dir) -> None:
