@@ -1,0 +1,6 @@
+"""One self-contained page about one or several runs, made from their files alone."""
+
+from __future__ import annotations
+
+from train.report.page import write as write
+from train.report.picture import draw as draw
