@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from train import folders, methods
-from train.config import MODELS, Config
+from train import folders, methods, models
+from train.config import Config
 from train.errors import UsageError
 
 
@@ -22,18 +22,17 @@ def check(config: Config) -> None:
 
     task, training, exchange, output = config.task, config.training, config.exchange, config.output
     for option, value, choices in (
-        ("--model", task.model, MODELS),
+        ("--model", task.model, tuple(models.MODELS)),
         ("--family", exchange.family, tuple(FAMILIES)),
         ("--entropy-rule", exchange.entropy_rule, tuple(ENTROPY_RULES)),
     ):
         if value not in choices:
             raise UsageError(f"{option} {value} is unknown: choose one of {', '.join(choices)}")
     methods.parse(exchange.method)
-    if (task.model == "transformer") != (task.data == "stdlib"):
-        suited = "transformer" if task.data == "stdlib" else "conv or another model of images"
-        raise UsageError(f"--model {task.model} does not suit --data {task.data}: use {suited}")
     many = 2**31 - 1
     limits: tuple[tuple[str, Any, float, float], ...] = (
+        ("--image-size", task.image_size, 4, 1024),
+        ("--window", task.window, 2, 2**16),
         ("--width", task.width, 1, 2**16),
         ("--layers", task.layers, 1, 1000),
         ("--heads", task.heads, 1, 1000),
@@ -56,8 +55,6 @@ def check(config: Config) -> None:
     for option, value, least, most in limits:
         if value is not None and not least <= value <= most:
             raise UsageError(f"{option} {value:g} is out of range: give {least:g} to {most:g}")
-    if task.width and task.heads and task.width % task.heads:
-        raise UsageError(f"--width {task.width} does not divide among --heads {task.heads}: use --heads 1, for example")
     parts = config.devices * training.accumulate
     if training.batch % parts:
         near = max(parts, round(training.batch / parts) * parts)

@@ -112,7 +112,8 @@ class Checkpoints:
             return Found(step, state, header["facts"])
         if steps:
             raise UsageError(
-                f"--resume: no checkpoint in {self._folder} can be read: start again with --overwrite, or choose another --name"
+                f"--resume: no checkpoint in {self._folder} can be read: start again with --overwrite, "
+                "or choose another --name"
             )
         return None
 

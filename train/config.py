@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 EMBEDDED = ("digits", "stdlib")
-MODELS = ("conv", "mlp", "lenet5", "resnet20", "resnet56", "resnet18", "resnet50", "vgg16", "transformer")
 VIRTUAL_DEVICES = 4  # on a machine with CPUs alone
 
 
@@ -22,6 +21,10 @@ class Task:
     """Data set: digits or stdlib, which are embedded, or any prepared data set of tfds with images and labels."""
     data_dir: Path | None = None
     """Where data sets lie and are prepared; None takes the folder that tfds uses."""
+    image_size: int | None = None
+    """Side that images are brought to; None keeps those of one fixed size, and takes what is usual for the others."""
+    window: int | None = None
+    """Bytes of text that a model sees at once; None takes 64."""
     augment: Literal["none", "flip-crop"] = "none"
     """What is done to training images: flip-crop mirrors half of them and shifts all by up to an eighth."""
     model: str = "conv"
@@ -57,7 +60,7 @@ class Training:
     weight_decay: float | None = None
     """Of leaves with two axes or more; None takes the optimizer's: adamw 0.0001, others 0."""
     schedule: Literal["constant", "linear", "cosine", "step"] = "cosine"
-    """Learning rate after its rise: kept, down to 0 on a line or on a cosine, or a tenth after 1/2 and 3/4 of the steps."""
+    """Learning rate after its rise: kept, down to 0 on a line or cosine, or a tenth after 1/2 and 3/4 of the steps."""
     rise: float = 0.05
     """Share of the steps over which the learning rate rises from 0 on a line."""
     clip: float = 1.0
@@ -170,6 +173,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "width": 256,
         "layers": 4,
         "heads": 8,
+        "window": 128,
         "steps": 2000,
         "batch": 32,
         "optimizer": "adam",

@@ -107,8 +107,8 @@ def enter(config: Config, folder: Path, notice: Callable[[str], None]) -> dict[s
             if key not in MAY_CHANGE:
                 option = "--" + key.replace("_", "-")
                 raise UsageError(
-                    f"--resume: {option} {new} differs from {old}, with which {folder} was started: leave {option} out, "
-                    "or choose another --name"
+                    f"--resume: {option} {new} differs from {old}, with which {folder} was started: "
+                    f"leave {option} out, or choose another --name"
                 )
         told = [f"{key} {old} became {new}" for key, (new, old) in differ.items() if key in ("devices", "steps")]
         if told:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from train import data, evaluate, folders, methods, options, phases, screen, step
+from train import data, evaluate, folders, methods, options, phases, report, screen, step
 from train.checkpoint import Checkpoints
 from train.config import Config, flat
 from train.log import plain, read
@@ -46,14 +46,33 @@ def run(config: Config, console: Console, command: str = "loop.run") -> list[dic
     labels = [methods.parse(config.exchange.method)]
     if config.exchange.dense_reference and labels[0].kind != "dense":
         labels.append(methods.parse("dense"))
-    dataset = data.load(config.task.data, config.task.data_dir)
+    dataset = load(config)
     folders.make(config)
     summaries = []
     for label in labels:
         program = prepare(config, dataset, label, config.exchange.ratio)
         summaries.append(train(Run(config, config.folder / label.folder, command), program, dataset, console))
     console.print(screen.summary_table(summaries))
+    page = report.write([config.folder / label.folder for label in labels], config.folder / "report.html")
+    console.print(f"report: {page}", soft_wrap=True, highlight=False)
     return summaries
+
+
+def load(config: Config) -> data.Dataset:
+    """Load the data set that a configuration names.
+
+    Args:
+      config: settled.
+
+    Returns:
+      Dataset.
+
+    Raises:
+      UsageError: it cannot be had.
+    """
+    task = config.task
+    window = {} if task.window is None else {"window": task.window}
+    return data.load(task.data, task.data_dir, image_size=task.image_size, **window)
 
 
 def train(run: Run, program: Program, dataset: data.Dataset, console: Console) -> dict[str, Any]:

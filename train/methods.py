@@ -151,7 +151,7 @@ def settings_of(label: Label, exchange: Exchange) -> dict[str, Any]:
     return {key: value for key, value in common.items() if key in known} | dict(label.options)
 
 
-def build(label: Label, exchange: Exchange, axis_name: str, ratio: float) -> optax.GradientTransformation:
+def build(label: Label, exchange: Exchange, axis_name: str | None, ratio: float) -> optax.GradientTransformation:
     """Make a method's transformation.
 
     Args:

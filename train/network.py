@@ -12,6 +12,7 @@ import optax
 
 from train import data, models
 from train.config import Config
+from train.errors import UsageError
 
 
 class Scores(NamedTuple):
@@ -46,11 +47,9 @@ class Network(NamedTuple):
         Returns:
           Mean loss; accuracy and new batch statistics.
         """
+        variables = {"params": params, "batch_stats": batch_stats}
         logits, changed = self.module.apply(
-            {"params": params, "batch_stats": batch_stats},
-            batch["input"],
-            rngs={"dropout": key},
-            mutable=["batch_stats"],
+            variables, batch["input"], train=True, rngs={"dropout": key}, mutable=["batch_stats"]
         )
         each, right = score(logits, batch["label"])
         return jnp.mean(each), (jnp.mean(right), changed.get("batch_stats", batch_stats))
@@ -66,7 +65,7 @@ class Network(NamedTuple):
         Returns:
           Sums over the batch, of each example's mean.
         """
-        logits = self.module.apply({"params": params, "batch_stats": batch_stats}, batch["input"])
+        logits = self.module.apply({"params": params, "batch_stats": batch_stats}, batch["input"], train=False)
         each, right = (x.reshape(x.shape[0], -1).mean(axis=1) for x in score(logits, batch["label"]))
         return Scores(jnp.sum(each * batch["weight"]), jnp.sum(right * batch["weight"]))
 
@@ -80,8 +79,17 @@ def build(config: Config, dataset: data.Dataset) -> Network:
 
     Returns:
       Network.
+
+    Raises:
+      UsageError: the model does not suit the data set, or has no such sizes.
     """
-    module = models.build(config.task.model, dataset.classes)
+    task = config.task
+    if not models.suits(task.model, dataset.kind):
+        suited = [name for name in models.MODELS if models.suits(name, dataset.kind)]
+        raise UsageError(f"--model {task.model} does not suit --data {task.data}: use {' or '.join(suited)}")
+    given = {"width": task.width, "layers": task.layers, "heads": task.heads}
+    sizes = {key: value for key, value in given.items() if value is not None}
+    module = models.build(task.model, dataset.classes, jnp.dtype(task.dtype), **sizes)
     return Network(module, dataset.train.read(np.arange(1))["input"])
 
 

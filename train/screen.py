@@ -69,8 +69,8 @@ class Screen:
         self._progress.update(self._task, completed=line["step"], says=says, speed=speed)
         if "test_loss" in line and not self._console.is_terminal:
             self._console.print(
-                f"{escape(self._title)}: step {line['step']} of {self._steps}, {says}, test loss {line['test_loss']:.4f}, "
-                f"test accuracy {line['test_accuracy']:.2%}, {speed}",
+                f"{escape(self._title)}: step {line['step']} of {self._steps}, {says}, "
+                f"test loss {line['test_loss']:.4f}, test accuracy {line['test_accuracy']:.2%}, {speed}",
                 soft_wrap=True,
             )
 

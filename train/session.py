@@ -216,6 +216,8 @@ def batches(config: Config, split: data.Split, start: int) -> Generator[dict[str
     Yields:
       Batches, without end.
     """
-    training = config.training
-    for batch in data.batches(split, training.batch, training.seed, start):
-        yield {k: v.reshape(config.devices, training.accumulate, -1, *v.shape[1:]) for k, v in batch.items()}
+    training, augment = config.training, config.task.augment
+    source = data.batches(split, training.batch, training.seed, start, augment=None if augment == "none" else augment)
+    with contextlib.closing(source):
+        for batch in source:
+            yield {k: v.reshape(config.devices, training.accumulate, -1, *v.shape[1:]) for k, v in batch.items()}

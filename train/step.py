@@ -24,7 +24,7 @@ class State(NamedTuple):
     params: Any  # replicated
     opt_state: Any  # the compressor's memory per device, the rest replicated
     batch_stats: Any  # per device
-    key: jax.Array  # uint32[2], replicated: of what is random in the model
+    key: Any  # uint32[2], replicated: of what is random in the model
 
 
 class Metrics(NamedTuple):
