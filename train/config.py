@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
 
 EMBEDDED = ("digits", "stdlib")
 VIRTUAL_DEVICES = 4  # on a machine with CPUs alone
@@ -115,9 +117,9 @@ class Start:
 
     config: Path | None = None
     """A config.json to take all settings from; other options override it."""
-    resume: bool = False
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Go on from the newest sound checkpoint of the run folder, with the settings that it was started with."""
-    overwrite: bool = False
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Replace a run folder that exists."""
 
 
@@ -144,6 +146,8 @@ class Config:
             raise ValueError("devices are not known yet: call settle")
         return self.training.devices
 
+
+Settings = TypeVar("Settings", bound=Config)
 
 PRESETS: dict[str, dict[str, Any]] = {
     "digits": {"data": "digits", "model": "conv", "steps": 600},
@@ -206,7 +210,7 @@ def flat(config: Config) -> dict[str, Any]:
     }
 
 
-def change(config: Config, **values: Any) -> Config:
+def change(config: Settings, **values: Any) -> Settings:
     """Change values by option, whatever group they stand in.
 
     Args:
@@ -260,7 +264,7 @@ def make(**values: Any) -> Config:
     return settle(change(base(values), **values))
 
 
-def settle(config: Config, devices: int = VIRTUAL_DEVICES) -> Config:
+def settle(config: Settings, devices: int = VIRTUAL_DEVICES) -> Settings:
     """Put numbers where the user left the choice to the program.
 
     Args:

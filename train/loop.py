@@ -75,7 +75,9 @@ def load(config: Config) -> data.Dataset:
     return data.load(task.data, task.data_dir, image_size=task.image_size, **window)
 
 
-def train(run: Run, program: Program, dataset: data.Dataset, console: Console) -> dict[str, Any]:
+def train(
+    run: Run, program: Program, dataset: data.Dataset, console: Console, *, header: bool = True
+) -> dict[str, Any]:
     """Train, from the start or from the newest sound checkpoint, and fill the run folder.
 
     Args:
@@ -83,6 +85,7 @@ def train(run: Run, program: Program, dataset: data.Dataset, console: Console) -
       program: of `prepare`, for this configuration.
       dataset: to learn.
       console: to draw on.
+      header: whether to say what is trained.
 
     Returns:
       The summary, as in summary.json.
@@ -102,13 +105,14 @@ def train(run: Run, program: Program, dataset: data.Dataset, console: Console) -
         console.print(f"{folder} has finished: left as it is", soft_wrap=True, highlight=False)
         return summary
     fresh = step.start(program.network, program.tx, config.training.seed)
-    header = folders.describe(config, label.text, label.kind, program.ratio, run.budget, fresh.params, run.command)
-    screen.header(console, header, flat(config))
+    about = folders.describe(config, label.text, label.kind, program.ratio, run.budget, fresh.params, run.command)
+    if header:
+        screen.header(console, about, flat(config))
     saved = Checkpoints(folder / "checkpoints")
     with contextlib.closing(saved):
         standing = _stand(program, saved, step.spread_out(fresh, program.axes, config.devices), notice)
-        folders.keep_header(header, folder, standing.done)
-        session = Session(config, folder, program, dataset, header, saved, console)
+        folders.keep_header(about, folder, standing.done)
+        session = Session(config, folder, program, dataset, about, saved, console)
         standing = session.run(standing)
     if config.output.phases and not (folder / "phases.json").exists():
         with contextlib.closing(batches(config, dataset.train, standing.done)) as source:
@@ -116,7 +120,7 @@ def train(run: Run, program: Program, dataset: data.Dataset, console: Console) -
                 plain(phases.measure(config, program, standing.state, next(source))), folder / "phases.json"
             )
     scores = evaluate.run(program.evaluator, standing.state, dataset.test)
-    result = summarise(header, read(folder / "metrics.jsonl"), scores, config.exchange.warmup_steps)
+    result = summarise(about, read(folder / "metrics.jsonl"), scores, config.exchange.warmup_steps)
     options.write_json(plain(result), folder / "summary.json")
     return result
 

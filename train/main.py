@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 
 from train import options
-from train.config import VIRTUAL_DEVICES, Config, change, settle
+from train.config import VIRTUAL_DEVICES, Config, Settings, change, settle
 from train.errors import status_of
 
 PROG = "train.main"
@@ -61,7 +61,7 @@ def parse(arguments: Sequence[str]) -> Config:
     return config
 
 
-def with_devices(config: Config) -> Config:
+def with_devices(config: Settings) -> Settings:
     """Start JAX with the devices asked for, and settle the configuration.
 
     Args:

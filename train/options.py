@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import inspect
 import json
 import os
 import types
@@ -38,8 +39,8 @@ def parse(arguments: Sequence[str], prog: str, kind: type[Parsed], default: Pars
         args=arguments,
         prog=prog,
         default=default,
-        description=kind.__doc__,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+        description=inspect.cleandoc(kind.__doc__ or ""),
+        config=(tyro.conf.OmitArgPrefixes,),
     )
 
 
@@ -146,7 +147,7 @@ def _hints() -> dict[str, Any]:
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    kinds = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
     for kind in kinds:
         if typing.get_origin(kind) is Literal:
             if value in typing.get_args(kind):
