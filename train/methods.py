@@ -89,7 +89,7 @@ def parse(text: str, option: str = "--method") -> Label:
     """
     kind, _, rest = text.strip().partition(":")
     if kind not in METHODS:
-        raise UsageError(f"{option} {kind or text!r} is unknown: choose among {', '.join(METHODS)}")
+        raise UsageError(f"{option} {kind or repr(text)} is unknown: choose among {', '.join(METHODS)}")
     known = sorted(set(_parameters(kind)) - NOT_OPTIONS)
     options: dict[str, Any] = {}
     for pair in rest.split(",") if rest else []:
