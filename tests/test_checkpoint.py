@@ -91,6 +91,7 @@ def again(whole: config.Config, name: str, last: int | None = None) -> config.Co
     return settings
 
 
+@pytest.mark.xdist_group("whole")
 @pytest.mark.slow
 def test_a_run_killed_at_any_step_and_in_a_save_resumes_to_the_same_bits(whole) -> None:
     folder = whole.output.workdir / "killed" / "partition"
@@ -136,6 +137,7 @@ def test_a_run_killed_at_any_step_and_in_a_save_resumes_to_the_same_bits(whole) 
     assert len(json.loads((folder / "run.json").read_text())["resumed"]) >= 2
 
 
+@pytest.mark.xdist_group("whole")
 def test_a_damaged_checkpoint_is_named_and_passed_over(whole) -> None:
     settings = again(whole, "damaged")
     newest = settings.folder / "partition" / "checkpoints" / "12"
@@ -152,6 +154,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(whole) -> None:
     assert metrics(settings.folder / "partition") == metrics(whole.folder / "partition")
 
 
+@pytest.mark.xdist_group("whole")
 def test_where_every_checkpoint_is_damaged_the_run_does_not_start_over_silently(whole) -> None:
     settings = again(whole, "ruined")
     for path in (settings.folder / "partition" / "checkpoints").rglob("*"):
@@ -161,6 +164,7 @@ def test_where_every_checkpoint_is_damaged_the_run_does_not_start_over_silently(
         loop.run(settings, Console(quiet=True))
 
 
+@pytest.mark.xdist_group("whole")
 def test_another_number_of_devices_owes_the_same(whole) -> None:
     settings = config.change(again(whole, "on-2", last=10), devices=2)
     check.check(settings)
@@ -185,6 +189,7 @@ def test_memories_are_dealt_out_with_the_same_sum(before: int, after: int, seed:
     assert np.all(np.abs(found - wanted) <= np.spacing(np.abs(dealt[-1])))
 
 
+@pytest.mark.xdist_group("whole")
 def test_more_steps_go_on_from_the_end(whole) -> None:
     settings = config.change(whole, name="longer", resume=True, steps=14)
     shutil.copytree(whole.folder, settings.folder)
@@ -207,7 +212,7 @@ def test_a_full_disk_is_said_and_the_last_checkpoint_stays(tmp_path) -> None:
     if os.geteuid() != 0 or shutil.which("mount") is None:
         pytest.skip("a small disk can be mounted by root only")
     made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", tmp_path], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", tmp_path], capture_output=True, check=False
     )
     if made.returncode:
         pytest.skip(f"no small disk can be mounted here: {made.stderr.decode()}")
@@ -279,6 +284,7 @@ def test_ctrl_c_saves_and_ends_with_130(tmp_path, data_dir) -> None:
     assert (tmp_path / "c" / "partition" / "checkpoints" / str(steps)).is_dir()
 
 
+@pytest.mark.xdist_group("whole")
 def test_the_state_that_is_kept_holds_all_that_a_step_changes(whole) -> None:
     header = json.loads(arrays(whole.folder / "partition")["header"])
     names = " ".join(header["names"])

@@ -166,6 +166,7 @@ def test_a_run_folder_is_never_overwritten_silently(tmp_path, capsys) -> None:
     assert (folder / "kept").exists()
 
 
+@pytest.mark.xdist_group("done")
 def test_a_run_leaves_its_files(done) -> None:
     for method in ("partition", "dense"):
         folder = done.folder / method
@@ -190,6 +191,7 @@ def test_a_run_leaves_its_files(done) -> None:
     assert (done.folder / "report.html").stat().st_size > 10_000
 
 
+@pytest.mark.xdist_group("done")
 def test_layers_and_forecasts_are_kept_where_the_method_has_them(done) -> None:
     layers = read(done.folder / "partition" / "layers.jsonl")
     assert [line["step"] for line in layers] == [1, 2, 4, 8, 10, 16, 20]
@@ -202,6 +204,7 @@ def test_layers_and_forecasts_are_kept_where_the_method_has_them(done) -> None:
     assert read(done.folder / "dense" / "layers.jsonl") == []
 
 
+@pytest.mark.xdist_group("done")
 def test_a_finished_run_is_left_as_it_is(done) -> None:
     before = (done.folder / "dense" / "metrics.jsonl").stat().st_mtime_ns
     again = config.change(done, resume=True)
@@ -210,11 +213,13 @@ def test_a_finished_run_is_left_as_it_is(done) -> None:
     assert (done.folder / "dense" / "metrics.jsonl").stat().st_mtime_ns == before
 
 
+@pytest.mark.xdist_group("done")
 def test_going_on_with_other_settings_is_refused_by_name(done, capsys) -> None:
     with pytest.raises(UsageError, match=r"--clip 3.0 differs from 1.0, with which .* was started: leave --clip out"):
         loop.run(config.change(done, resume=True, clip=3.0), Console(quiet=True))
 
 
+@pytest.mark.xdist_group("done")
 def test_resume_takes_the_settings_of_the_run(done) -> None:
     given = ["--resume", "--workdir", str(done.output.workdir), "--steps", "30"]
     found = main.parse(given)

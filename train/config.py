@@ -210,7 +210,7 @@ def flat(config: Config) -> dict[str, Any]:
     }
 
 
-def change(config: Settings, **values: Any) -> Settings:
+def change(config: Settings, /, **values: Any) -> Settings:
     """Change values by option, whatever group they stand in.
 
     Args:

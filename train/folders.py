@@ -74,13 +74,16 @@ def make(config: Config) -> None:
       config: settled.
 
     Raises:
-      UsageError: it cannot be made.
+      UsageError: it cannot be made, or what is in it was started with other settings.
     """
+    path = config.folder / "config.json"
+    if config.start.resume and path.exists():
+        _agree(config, config.folder)
     try:
         if config.start.overwrite and config.folder.exists():
             shutil.rmtree(config.folder)
         config.folder.mkdir(parents=True, exist_ok=True)
-        options.write(config, config.folder / "config.json")
+        options.write(config, path)
     except OSError as error:
         raise UsageError(f"--workdir {config.output.workdir} cannot be written to ({error}): choose another") from error
 
@@ -102,14 +105,7 @@ def enter(config: Config, folder: Path, notice: Callable[[str], None]) -> dict[s
     path = folder / "config.json"
     folder.mkdir(parents=True, exist_ok=True)
     if path.exists():
-        differ = options.differences(config, options.read(path, "--resume"))
-        for key, (new, old) in differ.items():
-            if key not in MAY_CHANGE:
-                option = "--" + key.replace("_", "-")
-                raise UsageError(
-                    f"--resume: {option} {new} differs from {old}, with which {folder} was started: "
-                    f"leave {option} out, or choose another --name"
-                )
+        differ = _agree(config, folder)
         told = [f"{key} {old} became {new}" for key, (new, old) in differ.items() if key in ("devices", "steps")]
         if told:
             notice(f"going on with other settings: {', '.join(told)}")
@@ -119,6 +115,19 @@ def enter(config: Config, folder: Path, notice: Callable[[str], None]) -> dict[s
     options.write(config, path)
     (folder / "summary.json").unlink(missing_ok=True)
     return None
+
+
+def _agree(config: Config, folder: Path) -> dict[str, tuple[Any, Any]]:
+    """Compare with the settings that a folder was started with; refuse those that make it another training."""
+    differ = options.differences(config, options.read(folder / "config.json", "--resume"))
+    for key, (new, old) in differ.items():
+        if key not in MAY_CHANGE:
+            option = "--" + key.replace("_", "-")
+            raise UsageError(
+                f"--resume: {option} {new} differs from {old}, with which {folder} was started: "
+                f"leave {option} out, or choose another --name"
+            )
+    return differ
 
 
 def finished(folder: Path) -> dict[str, Any] | None:

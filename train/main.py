@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import warnings
 from collections.abc import Sequence
@@ -74,7 +75,9 @@ def with_devices(config: Settings) -> Settings:
 
     wanted = config.training.devices
     with_virtual = VIRTUAL_DEVICES if wanted is None else max(1, min(wanted, 1024))
-    jax.config.update("jax_num_cpu_devices", with_virtual)
+    # Where JAX has started already, as in a notebook, it is too late: then there are as many as there are.
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", with_virtual)
     return settle(config, len(jax.devices()) if wanted is None else wanted)
 
 
