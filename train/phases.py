@@ -18,7 +18,7 @@ from train import methods, optimizer, step
 from train.config import Config
 from train.program import Program
 
-LEAST, MOST = 3, 15  # calls timed of each piece
+LEAST, MOST = 3, 50  # calls timed of each piece
 ENOUGH = 1.0  # seconds spent on a piece after which LEAST calls are enough
 
 
@@ -95,11 +95,13 @@ def _split(
     )
     alone = jax.pmap(solitary.update, in_axes=(0, 0), out_axes=(0, 0), donate_argnums=1, **options)
     single = _median(lambda s: alone(gradient, s)[1], everywhere)
-    each = max(0.0, (whole - wire - single) / (devices - 1))
+    each = (whole - wire - single) / (devices - 1)
     way = (
         "Encoding and decoding are told apart by a second program, in which each device decodes one payload "
         f"in place of {devices}; the wire is a bare collective of the payload's size."
     )
+    if each < 0:
+        return single, 0.0, f"{way} Decoding was too short to be told from encoding, and is counted there."
     return max(0.0, single - each), devices * each, way
 
 
