@@ -245,9 +245,9 @@ def test_bad_paths_are_named_in_one_line(tmp_path: Path) -> None:
 def test_the_command_line_needs_no_jax(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", steps=2)
     code = (
-        "import runpy, sys; sys.argv = ['report', *sys.argv[1:]]\n"
-        "try: runpy.run_module('train.report', run_name='__main__', alter_sys=False)\n"
-        "finally: assert not {'jax', 'train.loop', 'gradpart_jax'} & set(sys.modules)"
+        "import sys; from train.report.__main__ import main; status = main()\n"
+        "assert not {'jax', 'train.loop', 'gradpart_jax'} & set(sys.modules)\n"
+        "sys.exit(status)"
     )
     command = [sys.executable, "-c", code, str(run), "--out", str(tmp_path / "made.html")]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -287,7 +287,8 @@ HANDS = """<script>
   const blank = () => all(".chart:not([hidden])").filter((chart) => !drawn(chart)).length;
   const found = { charts: all(".chart").length, blank: [], wide: 0 };
   const look = async () => {
-    await pause(300);
+    // A chart that was hidden is laid out anew before it is drawn
+    for (let wait = 0; wait < 20 && (wait < 3 || blank()); wait++) await pause(100);
     found.blank.push(blank());
     found.wide = Math.max(found.wide, document.documentElement.scrollWidth - innerWidth);
   };
@@ -340,5 +341,5 @@ def test_a_browser_draws_every_chart_without_complaint(tmp_path: Path, width: in
     assert found["width"] == width
     assert found["wide"] <= 0
     assert found["charts"] == 25
-    assert set(found["blank"]) == {0}
+    assert found["blank"] == [0] * len(found["blank"])
     assert "lie in the key region" in found["said"]
