@@ -149,7 +149,7 @@ def duration(seconds: float) -> str:
     if not np.isfinite(seconds):
         return "\u2013"
     if seconds < 60:
-        return f"{seconds:.3g} s"
+        return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds:.2f} s"
     if seconds < 3600:
         return f"{seconds / 60:.1f} min"
     return f"{seconds / 3600:.1f} h"

@@ -67,7 +67,7 @@ def lead(task: tuple[str, str], groups: Sequence[Group]) -> list[str]:
     runs = [run for group in groups for run in group.runs]
     first = runs[0]
     parameters, devices, batch = (number(first.about(k, None)) for k in ("parameters", "devices", "batch"))
-    model = f"A {task[1]} model" + (f" with {parameters:,.0f} parameters" if parameters else "")
+    model = f"The model {task[1]}" + (f", with {parameters:,.0f} parameters," if parameters else "")
     over = f" on {devices:.0f} devices" if devices and devices > 1 else " on one device" if devices else ""
     steps = max((run.planned or run.step for run in runs), default=0)
     each = f" of {batch:,.0f} examples" if batch else ""
