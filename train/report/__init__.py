@@ -3,4 +3,3 @@
 from __future__ import annotations
 
 from train.report.page import write as write
-from train.report.picture import draw as draw

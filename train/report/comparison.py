@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
-from bokeh.models import ColumnDataSource, Span
-from bokeh.plotting import figure
+from bokeh.models import ColumnDataSource
+from bokeh.models.annotations import Span
 
 from train.report.groups import Group
-from train.report.style import BYTES, Panel, amount, chart, duration, hover, times, unit_of
+from train.report.style import BYTES, Figure, Panel, amount, chart, duration, hover, times, unit_of
 
 Writer = Callable[[float], str]
 
@@ -27,8 +28,8 @@ class Cell:
 FIGURES: tuple[tuple[str, str, Writer], ...] = (
     ("test_accuracy", "test accuracy", lambda v: f"{100 * v:.2f} %"),
     ("test_loss", "test loss, nats", lambda v: f"{v:.4f}"),
-    ("link_ratio", "fewer link bytes", lambda v: f"{times(v)} ×"),
-    ("payload_ratio", "smaller payload", lambda v: f"{times(v)} ×"),
+    ("link_ratio", "fewer link bytes", lambda v: f"{times(v)} \u00d7"),
+    ("payload_ratio", "smaller payload", lambda v: f"{times(v)} \u00d7"),
     ("link_bytes", "link, in all", amount),
     ("payload_bytes", "payload, in all", amount),
     ("seconds", "time", duration),
@@ -87,11 +88,11 @@ def pictures(groups: Sequence[Group]) -> list[Panel]:
 def _cell(group: Group, key: str, name: str, write: Writer) -> Cell:
     mean, deviation = group.spread(key)
     if not np.isfinite(mean):
-        return Cell(name, "–", "")
-    return Cell(name, write(mean), f"± {write(deviation)}" if len(group.runs) > 1 else "")
+        return Cell(name, "\u2013", "")
+    return Cell(name, write(mean), f"± {write(deviation)}" if len(group.counted) > 1 else "")
 
 
-def _picture(groups: Sequence[Group], axis: str, key: str) -> figure | None:
+def _picture(groups: Sequence[Group], axis: str, key: str) -> Figure | None:
     points = [(group, *group.spread(axis), *group.spread(key)) for group in groups]
     points = [point for point in points if np.isfinite([point[1], point[3]]).all() and point[1] > 0]
     if not any(not group.dense for group, *_ in points):
@@ -109,19 +110,17 @@ def _picture(groups: Sequence[Group], axis: str, key: str) -> figure | None:
         drawn = sorted((p for p in points if p[0].method == method), key=lambda p: p[1])
         tags = [group.key for group, *_ in drawn]
         first = drawn[0][0]
+        x, dx, y, dy = (np.asarray([point[at] for point in drawn]) for at in range(1, 5))
+        x, dx, y, dy = x / factor, dx / factor, percent * y, percent * dy
         if first.dense:
-            made.add_layout(
-                Span(location=percent * drawn[0][3], dimension="width", line_color=first.colour, line_dash="dashed", tags=tags)
-            )  # fmt: skip
-        made.line(
-            [p[1] / factor for p in drawn], [percent * p[3] for p in drawn], color=first.colour, line_width=1.6, tags=tags
-        )  # fmt: skip
-        for group, x, dx, y, dy in drawn:
-            x, dx, y, dy = x / factor, dx / factor, percent * y, percent * dy
-            source = ColumnDataSource(
-                {"x": [x], "y": [y], "dx": [dx], "dy": [dy], "left": [max(x - dx, x / 10)], "right": [x + dx], "low": [y - dy], "high": [y + dy]}
-            )  # fmt: skip
-            style = {"source": source, "color": group.colour, "tags": [group.key]}
+            reference = Span(location=y[0], dimension="width", line_color=first.colour, line_dash="dashed", tags=tags)
+            made.add_layout(reference)
+        made.line(x, y, color=first.colour, line_width=1.6, tags=tags)
+        ends = {"left": np.maximum(x - dx, x / 10), "right": x + dx, "low": y - dy, "high": y + dy}
+        for at, (group, *_) in enumerate(drawn):
+            every = {"x": x, "y": y, "dx": dx, "dy": dy, **ends}
+            source = ColumnDataSource({key: values[at : at + 1] for key, values in every.items()})
+            style: dict[str, Any] = {"source": source, "color": group.colour, "tags": [group.key]}
             made.segment("left", "y", "right", "y", line_width=1.2, **style)
             made.segment("x", "low", "x", "high", line_width=1.2, **style)
             marks.append(made.scatter("x", "y", size=10, marker=group.marker, name=group.label, **style))

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from bokeh.models import ColumnDataSource, DataRange1d
-from bokeh.plotting import figure
 
 from train.report.groups import Group
-from train.report.runs import Run
-from train.report.style import BYTES, SECONDS, Panel, chart, hover, unit_of
+from train.report.style import BYTES, SECONDS, Figure, Panel, chart, hover, unit_of
 
 POINTS = 2000  # of one line
-ALL_POINTS = 24_000  # of one figure over all runs
-FEWEST = 150
+ALL_POINTS = 8000  # of one figure over all runs
+FEWEST = 250
+FAINT = 6  # methods at most whose loss on training data is drawn too
 
 AXES = ("step", "payload_bytes", "link_bytes", "seconds")
 COMPRESSION = {
@@ -45,8 +45,8 @@ COMPRESSION = {
     "forecast_error": (
         "Forecast error",
         "% off the exact threshold",
-        "How far the forecast's thresholds lie above (+) or below (−) those that would have met the budget exactly. "
-        "Near zero is good.",
+        "How far the forecast's thresholds lie above (+) or below (\u2212) those that would have met the budget "
+        "exactly. Near zero is good.",
     ),
     "memory_norm": (
         "What is remembered",
@@ -59,12 +59,15 @@ COMPRESSION = {
 LAST, LARGEST = {*AXES}, {"overflow"}
 
 
+Rows = list[tuple[Group, ColumnDataSource]]
+
+
 @dataclasses.dataclass(frozen=True)
 class Tables:
-    """What is drawn of the runs of one task, thinned out to a page's size."""
+    """What is drawn of the runs of one task, of several seeds the mean, thinned out to a page's size."""
 
-    steps: list[tuple[Group, Run, ColumnDataSource]]
-    evaluations: list[tuple[Group, Run, ColumnDataSource]]
+    steps: Rows
+    evaluations: Rows
     units: dict[str, str]
     bucket: int  # most steps that one point stands for
 
@@ -79,28 +82,43 @@ def tables(groups: Sequence[Group]) -> Tables:
       Tables that all charts share, so that the page holds each number once.
     """
     runs = [run for group in groups for run in group.runs]
-    points = max(FEWEST, min(POINTS, ALL_POINTS // max(len(runs), 1)))
+    points = max(FEWEST, min(POINTS, ALL_POINTS // max(len(groups), 1)))
     scale = {"step": (1.0, ""), "loss": (1.0, "nats"), "accuracy": (0.01, "%")}
     for key in ("payload_bytes", "link_bytes"):
         scale[key] = unit_of([run.last(key) for run in runs], BYTES)
     scale["seconds"] = unit_of([run.last("seconds") for run in runs], SECONDS)
-    scale |= {f"test_{key}": scale[key] for key in ("loss", "accuracy")}
-    factors = {key: factor for key, (factor, _) in scale.items()}
     steps, evaluations, most = [], [], 1
     for group in groups:
-        for run in group.runs:
-            bucket = -(-len(run.metrics) // points) if run.metrics else 1
-            most = max(most, bucket)
-            drawn = {key: thin(run.column(key), bucket, key) for key in (*AXES, "loss", "accuracy", *COMPRESSION)}
-            drawn["forecast_error"] = 100 * np.expm1(drawn["forecast_error"])
-            steps.append((group, run, _source(drawn, factors)))
-            seen = np.isfinite(run.column("test_loss")) | np.isfinite(run.column("test_accuracy"))
-            each = -(-int(seen.sum()) // points) if seen.any() else 1
-            keys = (*AXES, "test_loss", "test_accuracy")
-            evaluations.append(
-                (group, run, _source({key: thin(run.column(key)[seen], each, key) for key in keys}, factors))
-            )
+        length = max(len(run.metrics) for run in group.runs)
+        bucket = max(1, -(-length // points))
+        most = max(most, bucket)
+        each = {
+            key: _over([run.column(key) for run in group.runs]) for key in (*AXES, "loss", "accuracy", *COMPRESSION)
+        }
+        drawn = {key: thin(mean, bucket, key) for key, (mean, _) in each.items()}
+        drawn["forecast_error"] = 100 * np.expm1(drawn["forecast_error"])
+        steps.append((group, _source(drawn, scale)))
+        tests = {key: _over([run.column(f"test_{key}") for run in group.runs]) for key in ("loss", "accuracy")}
+        seen = np.isfinite(tests["loss"][0]) | np.isfinite(tests["accuracy"][0])
+        seen &= np.cumsum(seen) % max(1, -(-int(seen.sum()) // points)) == 0
+        drawn = {key: each[key][0][seen] for key in AXES}
+        for key, (mean, spread) in tests.items():
+            drawn |= {key: mean[seen], f"{key}_low": (mean - spread)[seen], f"{key}_high": (mean + spread)[seen]}
+            scale[f"{key}_low"] = scale[f"{key}_high"] = scale[key]
+        evaluations.append((group, _source(drawn, scale)))
     return Tables(steps, evaluations, {key: unit for key, (_, unit) in scale.items()}, most)
+
+
+def _over(columns: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    # Mean and spread over seeds, of those that came so far
+    held = np.full((len(columns), max(len(column) for column in columns)), np.nan)
+    for row, column in zip(held, columns, strict=True):
+        row[: len(column)] = column
+    known = np.isfinite(held)
+    count = known.sum(axis=0)
+    mean = np.where(count > 0, np.where(known, held, 0.0).sum(axis=0) / np.maximum(count, 1), np.nan)
+    squares = np.where(known, (held - mean) ** 2, 0.0).sum(axis=0)
+    return mean, np.sqrt(squares / np.maximum(count - 1, 1))
 
 
 def thin(column: np.ndarray, bucket: int, key: str) -> np.ndarray:
@@ -145,8 +163,8 @@ def learning(held: Tables) -> list[Panel]:
         (
             "loss",
             "Loss",
-            "Lower is better. Strong lines with marks are the loss on test data, faint ones on the training data of "
-            "each step.",
+            "Lower is better. Lines with marks are the loss on test data; faint ones, where there are some, on the "
+            "training data of each step.",
         ),
         (
             "accuracy",
@@ -159,7 +177,7 @@ def learning(held: Tables) -> list[Panel]:
             for axis, name in zip(AXES, ("steps", "payload bytes", "link bytes", "time"), strict=True)
             if _known(held.steps, axis, positive=True)
         }
-        if views and (_known(held.steps, key) or _known(held.evaluations, f"test_{key}")):
+        if views and (_known(held.steps, key) or _known(held.evaluations, key)):
             panels.append(Panel(title, caption, views, kind="views"))
     return panels
 
@@ -178,7 +196,7 @@ def compression(held: Tables) -> list[Panel]:
     for key, (title, label, caption) in COMPRESSION.items():
         if not _known(compressed, key):
             continue
-        every = np.concatenate([source.data[key] for _, _, source in compressed])
+        every = np.concatenate([source.data[key] for _, source in compressed])
         low, high = np.nanmin(every), np.nanmax(every)
         log = "ratio" in key and 0 < 4 * low < high
         made = chart("step", label, height=260, y_axis_type="log" if log else "linear")
@@ -186,15 +204,15 @@ def compression(held: Tables) -> list[Panel]:
             made.y_range = DataRange1d(start=0)
         lines = [
             made.line("step", key, source=source, color=group.colour, line_dash=list(group.dash), line_width=1.6,
-                      line_alpha=0.9, name=_name(group, run), tags=[group.key])
-            for group, run, source in compressed
+                      line_alpha=0.9, name=_name(group), tags=[group.key])
+            for group, source in compressed
         ]  # fmt: skip
         hover(made, lines, [("", "$name"), ("step", "@step{0,0}"), (label, f"@{key}{{0.[000]}}")])
         panels.append(Panel(title, caption, {"": made}))
     return panels
 
 
-def _quality(held: Tables, axis: str, key: str) -> figure:
+def _quality(held: Tables, axis: str, key: str) -> Figure:
     unit = held.units[axis]
     says = {
         "step": "training step",
@@ -204,24 +222,31 @@ def _quality(held: Tables, axis: str, key: str) -> figure:
     }[axis]
     measure = {"loss": "loss, nats", "accuracy": "accuracy, %"}[key]
     made = chart(says, measure, height=340, x_axis_type="log" if "bytes" in axis else "linear")
-    lines = []
-    for group, run, source in held.steps:
-        if np.isfinite(source.data[key]).any():
-            line = made.line(
-                axis, key, source=source, color=group.colour, line_alpha=0.28, line_width=1, tags=[group.key]
+    marks = []
+    for group, source in held.steps if len(held.steps) <= FAINT else []:
+        faint: dict[str, Any] = {
+            "source": source,
+            "color": group.colour,
+            "line_alpha": 0.28,
+            "line_width": 1,
+            "level": "underlay",
+        }
+        made.line(axis, key, tags=[group.key], **faint)
+    for group, source in held.evaluations:
+        style: dict[str, Any] = {"source": source, "color": group.colour, "name": _name(group), "tags": [group.key]}
+        if len(group.runs) > 1:
+            made.varea(
+                axis, f"{key}_low", f"{key}_high", source=source, color=group.colour, alpha=0.15, tags=[group.key]
             )
-            line.level = "underlay"
-    for group, run, source in held.evaluations:
-        style = {"source": source, "color": group.colour, "name": _name(group, run), "tags": [group.key]}
-        made.line(axis, f"test_{key}", line_width=2, line_dash=list(group.dash), **style)
-        lines.append(made.scatter(axis, f"test_{key}", size=6, marker=group.marker, **style))
+        made.line(axis, key, line_width=2, line_dash=list(group.dash), **style)
+        marks.append(made.scatter(axis, key, size=6, marker=group.marker, **style))
     hover(
         made,
-        lines,
+        marks,
         [
             ("", "$name"),
             ("step", "@step{0,0}"),
-            (f"test {key}", f"@test_{key}{{0.[0000]}}"),
+            (f"test {key}", f"@{key}{{0.[0000]}}"),
             ("payload", f"@payload_bytes{{0,0.[00]}} {held.units['payload_bytes']}"),
             ("link", f"@link_bytes{{0,0.[00]}} {held.units['link_bytes']}"),
         ],
@@ -229,15 +254,16 @@ def _quality(held: Tables, axis: str, key: str) -> figure:
     return made
 
 
-def _source(columns: dict[str, np.ndarray], factors: dict[str, float]) -> ColumnDataSource:
+def _source(columns: dict[str, np.ndarray], scale: dict[str, tuple[float, str]]) -> ColumnDataSource:
+    factors = {key: factor for key, (factor, _) in scale.items()}
     data = {key: (column / factors.get(key, 1.0)).astype(np.float32) for key, column in columns.items()}
     return ColumnDataSource(data)
 
 
-def _known(rows: list[tuple[Group, Run, ColumnDataSource]], key: str, positive: bool = False) -> bool:
-    columns = [np.asarray(source.data[key]) for _, _, source in rows]
+def _known(rows: Rows, key: str, positive: bool = False) -> bool:
+    columns = [np.asarray(source.data[key]) for _, source in rows]
     return any((np.isfinite(column) & (column > 0 if positive else True)).any() for column in columns)
 
 
-def _name(group: Group, run: Run) -> str:
-    return f"{group.label}, seed {run.seed}" if len(group.runs) > 1 else group.label
+def _name(group: Group) -> str:
+    return f"{group.label}, mean of {len(group.runs)} seeds" if len(group.runs) > 1 else group.label

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from bokeh.models import BoxAnnotation, ColumnDataSource, Span
-from bokeh.plotting import figure
+from bokeh.models import ColumnDataSource
+from bokeh.models.annotations import BoxAnnotation, Span
 
 from train.report.groups import Group
 from train.report.layers import chosen, title_of
 from train.report.runs import Run, number, numbers
-from train.report.style import Entry, Panel, chart, hover
+from train.report.style import Entry, Figure, Panel, chart, hover
 
 STEPS = 60  # of one run
 NEVER, SPARSE, KEY, FORECAST = "#8b929a", "#e69f00", "#d55e00", "#2b7bba"
@@ -119,7 +119,7 @@ def _flat(values: np.ndarray) -> np.ndarray:
     return values.astype(np.float32).ravel()
 
 
-def _picture(runs: list[dict[str, Any]]) -> figure:
+def _picture(runs: list[dict[str, Any]]) -> Figure:
     made = chart(
         "magnitude of gradient and memory",
         "share of entries an octave",
@@ -132,9 +132,14 @@ def _picture(runs: list[dict[str, Any]]) -> figure:
     )
     made.tags = [runs]
     for name, colour, alpha in (("never", NEVER, 0.10), ("sparse", SPARSE, 0.20), ("key", KEY, 0.24)):
-        made.add_layout(
-            BoxAnnotation(left=1e-6, right=1e-5, fill_color=colour, fill_alpha=alpha, line_color=None, tags=[name], level="underlay")
-        )  # fmt: skip
+        style: dict[str, Any] = {
+            "fill_color": colour,
+            "fill_alpha": alpha,
+            "line_color": None,
+            "level": "underlay",
+            "tags": [name],
+        }
+        made.add_layout(BoxAnnotation(left=1e-6, right=1e-5, **style))
     for name, colour in (("sparse", SPARSE), ("key", KEY)):
         made.add_layout(
             Span(location=1e-5, dimension="height", line_color=colour, line_width=1.5, line_dash="dashed", tags=[name])

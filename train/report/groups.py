@@ -31,12 +31,17 @@ class Group:
     @property
     def label(self) -> str:
         """Its name in legends."""
-        return self.method if self.budget is None else f"{self.method} {self.budget:g}×"
+        return self.method if self.budget is None else f"{self.method} {self.budget:g}\u00d7"
 
     @property
     def dense(self) -> bool:
         """Whether its runs are uncompressed."""
         return self.runs[0].dense
+
+    @property
+    def counted(self) -> tuple[Run, ...]:
+        """Runs that its figures are of: those that have finished, where some have."""
+        return tuple(run for run in self.runs if run.finished) or self.runs
 
     def spread(self, key: str) -> tuple[float, float]:
         """Summarise a figure over seeds.
@@ -48,7 +53,7 @@ class Group:
           Mean, and standard deviation (0 for one run); not a number where no run has the figure.
         """
         take = {"payload_ratio": lambda r: r.ratio("payload"), "link_ratio": lambda r: r.ratio("link")}
-        values = np.asarray([take.get(key, lambda r: r.last(key))(run) for run in self.runs])
+        values = np.asarray([take.get(key, lambda r: r.last(key))(run) for run in self.counted])
         values = values[np.isfinite(values)]
         if not len(values):
             return float("nan"), float("nan")

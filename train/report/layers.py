@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from bokeh.models import (
     BasicTicker,
-    ColorBar,
     ColumnDataSource,
     CustomJSHover,
     FixedTicker,
@@ -16,25 +16,52 @@ from bokeh.models import (
     LogColorMapper,
     LogTicker,
 )
+from bokeh.models.annotations import ColorBar
 from bokeh.palettes import Cividis256
-from bokeh.plotting import figure
 
 from train.report.groups import Group
 from train.report.runs import Run, number, numbers
-from train.report.style import Panel, chart, hover
+from train.report.style import Figure, Panel, chart, hover
 
 COLUMNS = 80  # of one heat map
 RUNS = 6  # that one can choose among
 NAMES = 40  # layers that are named at the axis
 LETTERS = 18
+BETWEEN = "#868e96"  # read on white as on black: a colour bar takes no colours from the page
 
+# Title, unit, whether the colours are logarithmic, caption
 QUANTITIES = {
-    "key": ("Threshold of the key region", "magnitude", True, "Where the key region begins: entries above are sent precisely."),
-    "sparse": ("Threshold of the sparse region", "magnitude", True, "Where the sparse region begins: entries below are not sent, but remembered."),
-    "density": ("Density", "% of entries sent", True, "Which layers send most of themselves; brighter rows get more of the budget."),
-    "met": ("Sent against asked for", "times", True, "1 where the forecast was right; brighter where a layer sent more than it was asked for."),
-    "entropy": ("Entropy", "bits", False, "Layers with a higher entropy have a broader spread of magnitudes, and get more of the budget."),
-}  # fmt: skip
+    "key": (
+        "Threshold of the key region",
+        "magnitude",
+        True,
+        "Where the key region begins: entries above are sent precisely.",
+    ),
+    "sparse": (
+        "Threshold of the sparse region",
+        "magnitude",
+        True,
+        "Where the sparse region begins: entries below are not sent, but remembered.",
+    ),
+    "density": (
+        "Density",
+        "% of entries sent",
+        True,
+        "Which layers send most of themselves; brighter rows get more of the budget.",
+    ),
+    "met": (
+        "Sent against asked for",
+        "times",
+        True,
+        "1 where the forecast was right; brighter where a layer sent more than it was asked for.",
+    ),
+    "entropy": (
+        "Entropy",
+        "bits",
+        False,
+        "Layers with a higher entropy have a broader spread of magnitudes, and get more of the budget.",
+    ),
+}
 
 
 def layers(groups: Sequence[Group]) -> tuple[list[Panel], dict[str, str], list[Run]]:
@@ -82,13 +109,16 @@ def title_of(group: Group, run: Run) -> str:
     return f"{group.label}, seed {run.seed}"
 
 
-def short(name: str) -> str:
-    """Keep the end of a layer's name, which tells it from its neighbours.
+def short(names: Sequence[str]) -> list[str]:
+    """Cut names of layers to what tells them from their neighbours.
 
-    >>> short("Transformer_0/Block_3/Dense_1/kernel")
-    '…k_3/Dense_1/kernel'
+    >>> short(["Transformer_0/Block_3/Attention_0/Dense_1/kernel", "Transformer_0/Embed_0/embedding"])
+    ['Block_3/…_1/kernel', 'Embed_0/embedding']
     """
-    return name if len(name) <= LETTERS else "…" + name[-LETTERS:]
+    common = posixpath.commonpath(names) if len(names) > 1 and not any(name.startswith("/") for name in names) else ""
+    cut = [name.removeprefix(f"{common}/") for name in names]
+    head = LETTERS // 2 - 1
+    return [name if len(name) <= LETTERS else f"{name[:head]}\u2026{name[head - LETTERS + 1 :]}" for name in cut]
 
 
 def names_of(run: Run, count: int) -> list[str]:
@@ -134,16 +164,18 @@ def _stash(run: Run) -> dict[str, Any]:
     return made | {"steps": [int(number(line["step"])) for line in lines], "names": names_of(run, count)[::-1]}
 
 
-def _map(stashes: list[dict[str, Any]], key: str, unit: str, log: bool) -> figure:
+def _map(stashes: list[dict[str, Any]], key: str, unit: str, log: bool) -> Figure:
     first = next(stash for stash in stashes if key in stash)
     every = np.concatenate([stash[key].ravel() for stash in stashes if key in stash])
     low, high = (float(np.nanpercentile(every, q)) for q in (1, 99))
     if not high > low:
         low, high = (low / 1.5, high * 1.5 + 1e-12) if log else (low - 0.5, high + 0.5)
-    mapper = (LogColorMapper if log else LinearColorMapper)(Cividis256, low=low, high=high, nan_color="rgba(0,0,0,0)")
+    mapper = (LogColorMapper if log else LinearColorMapper)(
+        palette=Cividis256, low=low, high=high, nan_color="rgba(0,0,0,0)"
+    )
     names, steps = first["names"], first["steps"]
     made = chart(
-        "step (one column each time it was recorded)",
+        "step of each record",
         "",
         height=int(np.clip(14 * len(names) + 110, 220, 560)),
         x_range=(0, len(steps)),
@@ -163,23 +195,26 @@ def _map(stashes: list[dict[str, Any]], key: str, unit: str, log: bool) -> figur
     image = made.image("image", source=source, x="x", y="y", dw="dw", dh="dh", color_mapper=mapper)
     made.xaxis.ticker = FixedTicker(ticks=[tick for tick, _ in ticks(steps)])
     made.xaxis.major_label_overrides = dict(ticks(steps))
+    named = short(names)
     shown = range(0, len(names), -(-len(names) // NAMES))
     made.yaxis.ticker = FixedTicker(ticks=[at + 0.5 for at in shown])
-    made.yaxis.major_label_overrides = {at + 0.5: short(names[at]) for at in shown}
+    made.yaxis.major_label_overrides = {at + 0.5: named[at] for at in shown}
     made.yaxis.axis_line_color = made.ygrid.grid_line_color = made.yaxis.major_tick_line_color = None
     bar = ColorBar(
         color_mapper=mapper,
         ticker=LogTicker(desired_num_ticks=4) if log and high > 8 * low else BasicTicker(desired_num_ticks=4),
         location=(0, 0),
-        width=9,
         background_fill_color=None,
         title=unit,
         title_text_font_style="normal",
+        title_text_font_size="11px",
+        title_text_color=BETWEEN,
+        major_label_text_color=BETWEEN,
         padding=4,
         orientation="horizontal",
         height=9,
+        width="auto",
     )
-    bar.width = "auto"
     made.add_layout(bar, "below")
     layer = CustomJSHover(args={"names": names}, code="return names[Math.floor(special_vars.y)] ?? ''")
     step = CustomJSHover(args={"source": source}, code="return `${source.tags[Math.floor(special_vars.x)] ?? ''}`")

@@ -69,7 +69,7 @@
     const figure = figureIn(panel);
     const runs = figure.tags[0];
     const field = (name) => panel.querySelector(`[data-choice="${name}"]`);
-    const percent = (share) => `${(100 * share).toPrecision(2)} %`;
+    const percent = (share) => `${(100 * share).toFixed(share > 0.1 ? 1 : share > 0.001 ? 2 : 4)} %`;
     const part = (tag, key) => figure.center.filter((one) => one.tags.includes(tag) && key in one);
     const show = () => {
       const run = runs[Number(field("run")?.value ?? 0)];

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import importlib.resources
 import importlib.metadata
+import importlib.resources
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jinja2
 from bokeh.embed import components

@@ -191,10 +191,14 @@ def _folders(path: Path) -> list[Path]:
 
 def _read(folder: Path) -> Run:
     return Run(
-        folder,
-        *(_object(folder / f"{name}.json") for name in ("run", "config", "summary")),
-        *(_lines(folder / f"{name}.jsonl") for name in ("metrics", "layers", "forecast")),
-        _object(folder / "phases.json"),
+        folder=folder,
+        header=_object(folder / "run.json"),
+        config=_object(folder / "config.json"),
+        summary=_object(folder / "summary.json"),
+        metrics=_lines(folder / "metrics.jsonl"),
+        layers=_lines(folder / "layers.jsonl"),
+        forecast=_lines(folder / "forecast.jsonl"),
+        phases=_object(folder / "phases.json"),
     )
 
 

@@ -22,6 +22,9 @@ from bokeh.models import (
 )
 from bokeh.plotting import figure
 
+# Bokeh's annotations of its figure leave out much of what it takes
+Figure = Any
+
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
@@ -40,14 +43,14 @@ class Panel:
 
     title: str
     caption: str
-    views: dict[str, figure]
+    views: dict[str, Figure]
     legend: Sequence[Entry] = ()
     kind: str = "plain"
     choices: dict[str, Any] = dataclasses.field(default_factory=dict)
     wide: bool = False
 
 
-def chart(x_label: str, y_label: str, *, height: int = 300, plain: bool = True, **options: Any) -> figure:
+def chart(x_label: str, y_label: str, *, height: int = 300, plain: bool = True, **options: Any) -> Figure:
     """Make an empty chart that fills its column.
 
     Args:
@@ -60,7 +63,7 @@ def chart(x_label: str, y_label: str, *, height: int = 300, plain: bool = True, 
     Returns:
       The chart; its colours are the page's, by CSS.
     """
-    made = figure(
+    made: Figure = figure(
         x_axis_label=x_label,
         y_axis_label=y_label,
         height=height,
@@ -68,6 +71,7 @@ def chart(x_label: str, y_label: str, *, height: int = 300, plain: bool = True, 
         min_width=240,
         tools=[BoxZoomTool(), PanTool(), WheelZoomTool(), ResetTool(), SaveTool()],
         toolbar_location="above",
+        toolbar_inner=True,
         background_fill_color=None,
         border_fill_color=None,
         outline_line_color=None,
@@ -83,16 +87,14 @@ def chart(x_label: str, y_label: str, *, height: int = 300, plain: bool = True, 
         axis.major_tick_in = 0
         axis.major_tick_out = 4
         if isinstance(axis, LinearAxis):
-            axis.formatter = NumeralTickFormatter(format="0,0.[0000]")
-            axis.ticker = BasicTicker(desired_num_ticks=5)
+            axis.update(formatter=NumeralTickFormatter(format="0,0.[0000]"), ticker=BasicTicker(desired_num_ticks=5))
         elif isinstance(axis, LogAxis) and plain:
-            axis.formatter = NumeralTickFormatter(format="0,0.[000000]")
-            axis.ticker = LogTicker(desired_num_ticks=5)
+            axis.update(formatter=NumeralTickFormatter(format="0,0.[000000]"), ticker=LogTicker(desired_num_ticks=5))
     made.xgrid.grid_line_color = None
     return made
 
 
-def hover(made: figure, renderers: list[Any], tooltips: list[tuple[str, str]], **options: Any) -> None:
+def hover(made: Figure, renderers: list[Any], tooltips: list[tuple[str, str]], **options: Any) -> None:
     """Show values under the pointer.
 
     Args:
@@ -130,10 +132,10 @@ def amount(size: float) -> str:
     """Write a number of bytes for people.
 
     >>> amount(2_500_000)
-    '2.50 MB'
+    '2.5 MB'
     """
     if not np.isfinite(size):
-        return "–"
+        return "\u2013"
     factor, unit = unit_of([size], BYTES)
     return f"{size:.0f} B" if unit == "B" else f"{size / factor:.3g} {unit}".replace("e+03", "000")
 
@@ -142,16 +144,15 @@ def duration(seconds: float) -> str:
     """Write a time for people.
 
     >>> duration(75), duration(4.2)
-    ('1 min 15 s', '4.2 s')
+    ('1.2 min', '4.2 s')
     """
     if not np.isfinite(seconds):
-        return "–"
+        return "\u2013"
     if seconds < 60:
-        return f"{seconds:.3g} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
+        return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds:.2f} s"
+    if seconds < 3600:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds / 3600:.1f} h"
 
 
 def times(ratio: float) -> str:
@@ -161,5 +162,5 @@ def times(ratio: float) -> str:
     ('50.7', '1', '1,234')
     """
     if not np.isfinite(ratio):
-        return "–"
+        return "\u2013"
     return f"{ratio:,.0f}" if ratio >= 1000 else f"{ratio:.3g}"

@@ -40,9 +40,9 @@ GLOSSARY = (
         "how spread out a forecast is, in bits. A layer with a higher entropy has more to say and gets more of the "
         "budget.",
     ),
-    ("Overflow", "entries above the thresholds that found no room in the payload of their step, and wait in the memory."),
+    ("Overflow", "entries above the thresholds that found no room in their step's payload, and wait in the memory."),
     ("Loss, in nats", "minus the logarithm of the probability that the model gave to the right answer, on average."),
-    ("Seed", "the number that fixes the first parameters and the order of the data; several seeds show what is chance."),
+    ("Seed", "the number that fixes the first parameters and the data's order; several seeds show what is chance."),
 )  # fmt: skip
 
 
@@ -67,7 +67,7 @@ def lead(task: tuple[str, str], groups: Sequence[Group]) -> list[str]:
     runs = [run for group in groups for run in group.runs]
     first = runs[0]
     parameters, devices, batch = (number(first.about(k, None)) for k in ("parameters", "devices", "batch"))
-    model = f"A {task[1]} model" + (f" with {parameters:,.0f} parameters" if parameters else "")
+    model = f"The model {task[1]}" + (f", with {parameters:,.0f} parameters," if parameters else "")
     over = f" on {devices:.0f} devices" if devices and devices > 1 else " on one device" if devices else ""
     steps = max((run.planned or run.step for run in runs), default=0)
     each = f" of {batch:,.0f} examples" if batch else ""
@@ -103,11 +103,11 @@ def tiles(groups: Sequence[Group], task: tuple[str, str]) -> tuple[str, list[Til
             if dense and dense is not best and np.isfinite(dense.spread(key)[0])
             else ""
         )
-        made.append(Tile(_write(key, best), f"{key.replace('_', ' ')}{against}"))
+        made.append(Tile(_write(key, best), f"{key.replace('_', ' ')}{', nats' if 'loss' in key else ''}{against}"))
     if not best.dense:
         for kind, says in (("link", "fewer bytes on the link"), ("payload", "smaller payload")):
             if np.isfinite(best.spread(f"{kind}_ratio")[0]):
-                made.append(Tile(f"{times(best.spread(f'{kind}_ratio')[0])}×", says))
+                made.append(Tile(f"{times(best.spread(f'{kind}_ratio')[0])}\u00d7", says))
     link = best.spread("link_bytes")[0]
     if link > 0:
         made.append(Tile(amount(link), "sent by each device in all"))
@@ -149,15 +149,14 @@ def _unfinished(runs: Sequence[Run]) -> list[str]:
     if not left:
         return []
     where = ", ".join(
-        f"{run.folder.name} ({run.step:,} of {run.planned:,} steps)" if run.planned else f"{run.folder.name} ({run.step:,} steps)"
-        for run in left[:4]
-    )  # fmt: skip
+        f"{run.folder.name} ({run.step:,}{f' of {run.planned:,}' if run.planned else ''} steps)" for run in left[:4]
+    )
     more = f" and {len(left) - 4} more" if len(left) > 4 else ""
-    verb = "is" if len(left) == 1 else "are"
     return [
-        f"Not finished, so that its figures {verb} those of the last step on record: {where}{more}.".replace(
-            "its", "its" if len(left) == 1 else "their"
-        )
+        "Not finished yet, and left out of the results where other seeds have finished, or else judged by the last "
+        f"step on record: {where}{more}."
+        if len(runs) > len(left)
+        else f"Not finished yet, and judged by the last step on record: {where}{more}."
     ]
 
 
