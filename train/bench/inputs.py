@@ -34,6 +34,7 @@ def main(args: Args) -> None:
     Raises:
       UsageError: an option is out of range.
     """
+    from train.data.load import quiet
     from train.datasets.noise import EXAMPLES, GradpartNoise
 
     if not 1 <= args.batch <= EXAMPLES["train"]:
@@ -42,13 +43,14 @@ def main(args: Args) -> None:
         raise UsageError(f"--seconds {args.seconds:g} is out of range: give more than 0, at most 600")
     console = Console()
     table = Table("input", "augmentation", "read ahead", "examples/s", "ms a batch")
-    with tempfile.TemporaryDirectory() as folder, console.status("preparing pictures"):
-        GradpartNoise(data_dir=folder, file_format="array_record").download_and_prepare(file_format="array_record")
+    with tempfile.TemporaryDirectory() as folder:
+        with quiet():
+            GradpartNoise(data_dir=folder, file_format="array_record").download_and_prepare(file_format="array_record")
         for augment, ahead in ((None, 0), ("flip-crop", 2)):
             split = data.load(GradpartNoise.name, Path(folder)).train
             rounds = split.size // args.batch
             # One epoch is all that there is to decode.
-            rate = rate_of(split, args.batch, augment, ahead, most=rounds // 2)
+            rate = rate_of(split, args.batch, augment, ahead, most=max(1, rounds // 2))
             table.add_row("first epoch, decoded", *row(augment, ahead, rate, args.batch))
         rate_of(split, args.batch, None, 0, most=2 * rounds)  # the rest is decoded here
         for augment, ahead in itertools.product((None, "flip-crop"), (0, 2)):
