@@ -2,6 +2,8 @@
 
 import io
 import re
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -14,10 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from train import data
+from train.bench import __main__ as bench
 from train.data import images, texts
 from train.data.augment import flip_crop
 from train.data.prefetch import prefetched
+from train.datasets import noise
 from train.errors import UsageError
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +175,23 @@ def test_reading_goes_on_while_the_consumer_works() -> None:
     found.close()
 
 
+def test_a_read_that_hangs_does_not_keep_the_program_from_ending() -> None:
+    code = (
+        "import threading, numpy as np\n"
+        "from train import data\n"
+        "def read(numbers):\n"
+        "    if hung.is_set(): threading.Event().wait()\n"
+        "    hung.set()\n"
+        "    return {'input': numbers, 'label': numbers}\n"
+        "hung = threading.Event()\n"
+        "source = data.batches(data.Split(8, read), 2, 0, 0)\n"
+        "next(source)\n"
+        "raise SystemExit(3)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (3, b"")
+
+
 def test_digits_are_scikit_learns(data_dir: Path) -> None:
     from sklearn.datasets import load_digits
 
@@ -317,3 +340,11 @@ def test_the_central_part_is_kept() -> None:
     smaller = images.fit(image, (5, 5, 3))
     assert smaller.shape == (5, 5, 3)
     np.testing.assert_array_equal(smaller[2, 2], (10, 20, 30))
+
+
+def test_the_input_is_timed(monkeypatch, capsys) -> None:
+    monkeypatch.setitem(noise.EXAMPLES, "train", 64)
+    assert bench.main(["inputs", "--batch", "16", "--seconds", "0.01"]) == 0
+    assert capsys.readouterr().out.count("flip-crop") == 3
+    assert bench.main(["inputs", "--batch", "65"]) == 2
+    assert "--batch 65 is out of range: give 1 to 64" in capsys.readouterr().err

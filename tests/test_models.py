@@ -4,6 +4,7 @@ import functools
 import math
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,35 +72,39 @@ def test_gradients_flow_in_bfloat16_and_parameters_stay_float32(name: str) -> No
     assert jax.tree.structure(changed) == jax.tree.structure(variables)
 
 
-def batch(name: str, side: int, key: int) -> jax.Array:
+def batch(side: int, key: int) -> jax.Array:
     return jax.random.normal(jax.random.key(key), (8, side, side, 3))
 
 
-@pytest.mark.parametrize("name", ["lenet5", "resnet20"])
-def test_every_parameter_has_a_gradient_once_the_blocks_are_open(name: str) -> None:
-    model = models.build(name, 3)
-    x, labels = batch(name, 8, 0), jnp.arange(8) % 3
-    variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(1), x)
-    # Blocks start as their shortcuts: what lies inside learns from the second step on.
-    params = jax.tree.map(lambda p: jnp.where(p == 0, 0.1, p), variables["params"])
-    rest = {k: v for k, v in variables.items() if k != "params"}
+@pytest.mark.parametrize(
+    "model", [models.ThinResNet(3, 1), models.ResNet(3, (1, 1), True)], ids=["option-a", "option-b"]
+)
+def test_every_parameter_has_a_gradient_once_the_blocks_are_open(model: nn.Module) -> None:
+    x, labels = batch(8, 0), jnp.arange(8) % 3
 
     @jax.jit
-    def score(params: Any) -> jax.Array:
-        logits, _ = model.apply({"params": params} | rest, x, train=True, mutable=["batch_stats"])
-        return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(8), labels])
+    def start() -> tuple[Any, Any]:
+        variables = model.init(jax.random.key(1), x, train=False)
+        # Blocks start as their shortcuts: what lies inside learns from the second step on.
+        return jax.tree.map(lambda p: jnp.where(p == 0, 0.1, p), variables["params"]), variables["batch_stats"]
 
-    gradient = jax.grad(score)(params)
+    @jax.jit
+    @jax.value_and_grad
+    def score(params: Any) -> jax.Array:
+        logits, _ = model.apply({"params": params, "batch_stats": rest}, x, train=True, mutable=["batch_stats"])
+        return -jnp.mean(jnp.sum(jax.nn.log_softmax(logits) * jax.nn.one_hot(labels, 3), -1))
+
+    params, rest = start()
+    loss, gradient = score(params)
     for path, leaf in jax.tree.leaves_with_path(gradient):
         assert np.isfinite(leaf).all(), path
-        assert np.any(leaf != 0), path
-    lower = jax.tree.map(lambda p, g: p - 0.01 * g, params, gradient)
-    assert score(lower) < score(params)
+        assert np.any(np.asarray(leaf) != 0), path
+    assert score(jax.tree.map(lambda p, g: np.asarray(p) - 0.01 * np.asarray(g), params, gradient))[0] < loss
 
 
 def test_batch_statistics_are_the_local_batchs_and_evaluation_uses_the_running_ones() -> None:
-    model = models.build("resnet20", 3)
-    first, second = batch("resnet20", 8, 0), 3 + batch("resnet20", 8, 1)
+    model = models.ThinResNet(3, 1)
+    first, second = batch(8, 0), 3 + batch(8, 1)
     variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(1), first)
     apply = jax.jit(lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"]))
 
@@ -110,9 +115,10 @@ def test_batch_statistics_are_the_local_batchs_and_evaluation_uses_the_running_o
         np.testing.assert_allclose(a[1], b, atol=1e-4)
 
     changed = {"params": variables["params"], **alone[1]}
-    before, after = (model.apply(v, second, train=False) for v in (variables, changed))
+    evaluate = jax.jit(functools.partial(model.apply, train=False))
+    before, after = (evaluate(v, second) for v in (variables, changed))
     assert not np.allclose(before, after)
-    one = model.apply(changed, second[:1], train=False)
+    one = evaluate(changed, second[:1])
     np.testing.assert_allclose(one, after[:1], atol=1e-4)
 
 
@@ -134,7 +140,7 @@ def test_transformer_presets_go_together(size: str) -> None:
     assert logits.shape == (2, sizes["context"], 256)
 
 
-@pytest.mark.parametrize("side", [8, 28, 64, 65])
+@pytest.mark.parametrize("side", [8, 28, 65])
 @pytest.mark.parametrize("name", IMAGE)
 def test_image_models_take_any_sensible_side(name: str, side: int) -> None:
     assert shapes(name, 7, (side, side, 1))[1].shape == (2, 7)

@@ -67,7 +67,9 @@ def dataset(name: str, info: Any, keys: tuple[str, str], train: Any, test: Any, 
     if size is None and None in sides:
         size = SIZES.get(name.partition("/")[0].partition(":")[0], SIZE)
     shape = (size, size, channels) if size else (*sides, channels)
-    pixels = [Pixels(source, keys, shape, info.features[keys[0]].np_dtype) for source in (train, test)]
+    # Decoding leaves Python's lock; all around it does not, so that threads would hold each other up on small images.
+    workers = (os.cpu_count() or 1) if None in sides or max(sides) > SIZE else 1
+    pixels = [Pixels(source, keys, shape, info.features[keys[0]].np_dtype, workers) for source in (train, test)]
     peak = (info.metadata or {}).get("peak")
     if peak:
         scale = Scale(np.full(channels, peak / 2, np.float32), np.full(channels, 1 / peak, np.float32))
@@ -80,8 +82,8 @@ def dataset(name: str, info: Any, keys: tuple[str, str], train: Any, test: Any, 
 class Pixels:
     """Images of one size and their labels, decoded when first asked for and kept where memory allows."""
 
-    def __init__(self, source: Any, keys: tuple[str, str], shape: tuple[int, ...], dtype: Any) -> None:
-        self.source, self.keys, self.shape, self.dtype = source, keys, shape, dtype
+    def __init__(self, source: Any, keys: tuple[str, str], shape: tuple[int, ...], dtype: Any, workers: int) -> None:
+        self.source, self.keys, self.shape, self.dtype, self.workers = source, keys, shape, dtype, workers
         size = len(source)
         self.keeps = size * np.prod(shape) * np.dtype(dtype).itemsize <= KEPT
         # Pages of an empty array cost nothing before they are written to.
@@ -117,7 +119,7 @@ class Pixels:
                 images[at] = fit(example[self.keys[0]], self.shape)
                 labels[at] = example[self.keys[1]]
 
-        parts = np.array_split(np.arange(len(numbers)), min(os.cpu_count() or 1, 1 + len(numbers) // 16))
+        parts = np.array_split(np.arange(len(numbers)), min(self.workers, 1 + len(numbers) // 16))
         if len(parts) == 1:
             decode(parts[0])
         else:
@@ -145,13 +147,14 @@ def fit(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     tall, wide = share * shape[0], share * shape[1]
     top, left = (height - tall) / 2, (width - wide) / 2
     box = (left, top, left + wide, top + tall)
-    planes = [
-        Image.fromarray(np.ascontiguousarray(image[..., c])).resize(
-            (shape[1], shape[0]), Image.Resampling.BILINEAR, box=box
-        )
-        for c in range(shape[2])
-    ]
-    return np.stack([np.asarray(plane) for plane in planes], -1)
+
+    def resized(plane: np.ndarray) -> np.ndarray:
+        picture = Image.fromarray(np.ascontiguousarray(plane))
+        return np.asarray(picture.resize((shape[1], shape[0]), Image.Resampling.BILINEAR, box=box))
+
+    if image.dtype == np.uint8 and shape[2] == 3:
+        return resized(image)
+    return np.stack([resized(image[..., c]) for c in range(shape[2])], -1)
 
 
 def _classes(info: Any, label: str) -> int:

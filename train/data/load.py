@@ -36,7 +36,7 @@ def load(name: str, data_dir: Path | None, *, image_size: int | None = None, win
     Raises:
       UsageError: the data set is unknown or not prepared, or has neither images with labels nor text.
     """
-    with _quiet():
+    with quiet():
         builder = _builder(name, data_dir)
         keys, text = images.keys_of(builder.info), texts.key_of(builder.info)
         if keys:
@@ -62,7 +62,8 @@ def _builder(name: str, data_dir: Path | None) -> Any:
                 "and tensorflow.org/datasets lists the others"
             ) from error
         except ImportError as error:
-            raise UsageError(f"--data {name} needs a package that is not there ({error}): install it") from error
+            reason = " ".join(str(error).split())
+            raise UsageError(f"--data {name} needs a package that is not there ({reason}): install it") from error
     from train.datasets.digits import GradpartDigits
     from train.datasets.stdlib import GradpartStdlib
 
@@ -107,8 +108,8 @@ def _sources(name: str, builder: Any, data_dir: Path | None, label: str | None) 
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    # tfds draws progress bars, prints and logs what tells a user of this program nothing.
+def quiet() -> Iterator[None]:
+    """Keep tfds from drawing progress bars, printing and logging what tells a user of this program nothing."""
     import tensorflow_datasets as tfds
 
     tfds.disable_progress_bar()

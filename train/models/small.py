@@ -22,8 +22,9 @@ class Conv(nn.Module):
             x = nn.relu(nn.GroupNorm(num_groups=8, dtype=self.dtype)(x))
             x = nn.max_pool(x, (2, 2), (2, 2))
         x = jnp.mean(x, axis=(1, 2)) if x.shape[1] > 4 else x.reshape(x.shape[0], -1)
-        x = nn.relu(nn.Dense(64, dtype=self.dtype)(x))
-        return nn.Dense(self.classes, dtype=self.dtype)(x).astype(jnp.float32)
+        # Made in this order, the layers keep the names and starting values that the traces were recorded with.
+        last = nn.Dense(self.classes, dtype=self.dtype)
+        return last(nn.relu(nn.Dense(64, dtype=self.dtype)(x))).astype(jnp.float32)
 
 
 class Perceptron(nn.Module):
