@@ -1,45 +1,84 @@
-"""Settings of a run: one place for every default, checked before anything is computed."""
+"""Settings of a run: the one place for every default."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from train.errors import UsageError
-
 EMBEDDED = ("digits", "stdlib")
-MODELS = ("conv", "mlp", "transformer")
+VIRTUAL_DEVICES = 4  # on a machine with CPUs alone
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """Train with compressed gradient exchange, and beside it uncompressed, over virtual or real devices."""
+class Task:
+    """What is learned."""
 
+    preset: Literal["digits", "stdlib", "mnist", "cifar10", "imagenette", "lm-small"] | None = None
+    """Defaults of a task; None takes those of the data set. Other options override it."""
     data: str = "digits"
     """Data set: digits or stdlib, which are embedded, or any prepared data set of tfds with images and labels."""
-    model: str | None = None
-    """conv, mlp or transformer; None takes what suits the data set."""
-    devices: int = 4
-    """Devices to train over; on a machine with CPUs alone, so many virtual ones."""
-    ratio: float = 100.0
-    """How many times fewer payload bytes than float32 gradients, everything counted; 1 to 100000."""
-    steps: int | None = None
-    """Training steps; None takes the data set's preset (digits 600, stdlib 1000, else 2000)."""
-    batch: int | None = None
-    """Examples in a step over all devices; None takes the preset (digits 128, stdlib 32, else 128)."""
-    optimizer: Literal["sgd", "adam", "adamw"] | None = None
-    """sgd (momentum 0.9), adam or adamw; None takes the preset (digits sgd, stdlib adam)."""
+    data_dir: Path | None = None
+    """Where data sets lie and are prepared; None takes the folder that tfds uses."""
+    image_size: int | None = None
+    """Side that images are brought to; None keeps those of one fixed size, and takes what is usual for the others."""
+    window: int | None = None
+    """Bytes of text that a model sees at once; None takes 64."""
+    augment: Literal["none", "flip-crop"] = "none"
+    """What is done to training images: flip-crop mirrors half of them and shifts all by up to an eighth."""
+    model: str = "conv"
+    """Model: conv, mlp, lenet5, resnet20, resnet56, resnet18, resnet50, vgg16 or transformer."""
+    width: int | None = None
+    """Width of a transformer; None takes the model's own."""
+    layers: int | None = None
+    """Layers of a transformer; None takes the model's own."""
+    heads: int | None = None
+    """Attention heads of a transformer; None takes the model's own."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the model computes in; parameters and memory stay float32."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How it is learned."""
+
+    devices: int | None = None
+    """Devices to train over; None takes all accelerators, or 4 virtual devices where there are CPUs alone."""
+    steps: int = 2000
+    """Training steps."""
+    batch: int = 128
+    """Examples in a step, over all devices."""
+    accumulate: int = 1
+    """Parts that a device computes its share of a batch in, one after the other, before one exchange: saves memory."""
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    """Optimizer, after the exchange."""
     learning_rate: float | None = None
-    """Peak learning rate; None takes the preset (sgd 0.1, adam 0.004)."""
-    schedule: Literal["constant", "cosine"] = "cosine"
-    """Learning rate over time, after a linear rise over the first 5 % of the steps."""
+    """Peak learning rate; None takes the optimizer's: sgd 0.1, adam and adamw 0.004."""
+    momentum: float = 0.9
+    """Momentum of sgd."""
+    weight_decay: float | None = None
+    """Of leaves with two axes or more; None takes the optimizer's: adamw 0.0001, others 0."""
+    schedule: Literal["constant", "linear", "cosine", "step"] = "cosine"
+    """Learning rate after its rise: kept, down to 0 on a line or cosine, or a tenth after 1/2 and 3/4 of the steps."""
+    rise: float = 0.05
+    """Share of the steps over which the learning rate rises from 0 on a line."""
     clip: float = 1.0
     """Largest norm of each device's local gradient."""
+    seed: int = 0
+    """Of parameters, data order and augmentation."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Exchange:
+    """How gradients are exchanged."""
+
+    method: str = "partition"
+    """Method of exchange, with its own options where wanted, such as partition:rungs=2,family=gamma."""
+    ratio: float = 100.0
+    """How many times fewer payload bytes than float32 gradients, everything counted; 1 to 100000."""
     warmup_steps: int = 0
     """First steps exchanged uncompressed; they cost as much as a hundred compressed ones each."""
     momentum_correction: float | None = None
@@ -48,121 +87,198 @@ class Config:
     """How entropy shares the budget among layers: fixed, entropy or perplexity."""
     family: str = "pareto"
     """Family of forecast distributions: laplace, normal, generalised_normal, gamma, pareto or mixture."""
-    seed: int = 0
-    """Of the parameters and of the data order."""
-    eval_every: int = 100
-    """Steps between evaluations."""
+    dense_reference: bool = True
+    """Train uncompressed too, for comparison."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """What a run leaves, and where."""
+
     workdir: Path = Path("runs")
     """Folder of run folders."""
     name: str | None = None
     """Name of the run folder; None makes one of data, ratio and seed."""
-    overwrite: bool = False
-    """Replace a run folder that exists."""
-    resume: bool = False
-    """Go on from the newest sound checkpoint of the run folder."""
+    eval_every: int = 100
+    """Steps between evaluations."""
     checkpoint_every: int = 200
     """Steps between checkpoints; 0 for none."""
-    dense_reference: Annotated[bool, tyro.conf.FlagCreatePairsOff] = True
-    """Train uncompressed too, for comparison; --no-dense-reference leaves it out."""
-    data_dir: Path | None = None
-    """Where data sets lie and are prepared; None takes the folder that tfds uses."""
+    tensorboard: bool = False
+    """Write TensorBoard events too."""
+    profile: bool = False
+    """Write a JAX trace of five steps, for TensorBoard's profiler or Perfetto."""
+    phases: bool = True
+    """Measure at the end where a step's time goes: takes as long as compiling the step once or twice more."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """How this start goes on from earlier ones; not part of a run's configuration."""
+
+    config: Path | None = None
+    """A config.json to take all settings from; other options override it."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Go on from the newest sound checkpoint of the run folder, with the settings that it was started with."""
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Replace a run folder that exists."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Train with compressed gradient exchange, and beside it uncompressed, over virtual or real devices."""
+
+    task: Task = Task()
+    training: Training = Training()
+    exchange: Exchange = Exchange()
+    output: Output = Output()
+    start: Start = Start()
 
     @property
     def folder(self) -> Path:
-        """The run folder."""
-        return self.workdir / (self.name or f"{self.data.replace('/', '-')}-{self.ratio:g}x-seed{self.seed}")
+        """The folder of this program's runs, one in it for each method."""
+        name = f"{self.task.data.replace('/', '-')}-{self.exchange.ratio:g}x-seed{self.training.seed}"
+        return self.output.workdir / (self.output.name or name)
 
+    @property
+    def devices(self) -> int:
+        """Devices, once they are known."""
+        if self.training.devices is None:
+            raise ValueError("devices are not known yet: call settle")
+        return self.training.devices
+
+
+Settings = TypeVar("Settings", bound=Config)
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "digits": {"model": "conv", "steps": 600, "batch": 128, "optimizer": "sgd"},
-    "stdlib": {"model": "transformer", "steps": 1000, "batch": 32, "optimizer": "adam"},
-    "": {"model": "conv", "steps": 2000, "batch": 128, "optimizer": "sgd"},
+    "digits": {"data": "digits", "model": "conv", "steps": 600},
+    "stdlib": {"data": "stdlib", "model": "transformer", "steps": 1000, "batch": 32, "optimizer": "adam"},
+    "mnist": {"data": "mnist", "model": "lenet5", "steps": 2000, "learning_rate": 0.05},
+    "cifar10": {
+        "data": "cifar10",
+        "model": "resnet20",
+        "augment": "flip-crop",
+        "steps": 20_000,
+        "weight_decay": 1e-4,
+        "eval_every": 500,
+        "checkpoint_every": 500,
+    },
+    "imagenette": {
+        "data": "imagenette/160px-v2",
+        "model": "resnet18",
+        "augment": "flip-crop",
+        "steps": 6000,
+        "weight_decay": 1e-4,
+        "eval_every": 250,
+        "checkpoint_every": 250,
+    },
+    "lm-small": {
+        "data": "stdlib",
+        "model": "transformer",
+        "width": 256,
+        "layers": 4,
+        "heads": 8,
+        "window": 128,
+        "steps": 2000,
+        "batch": 32,
+        "optimizer": "adam",
+        "learning_rate": 2e-3,
+    },
 }
 LEARNING_RATES = {"sgd": 0.1, "adam": 4e-3, "adamw": 4e-3}
+WEIGHT_DECAYS = {"sgd": 0.0, "adam": 0.0, "adamw": 1e-4}
 
 
-def fill(config: Config) -> Config:
-    """Put presets where the user said nothing.
+def groups() -> dict[str, type]:
+    """Name the groups of options."""
+    return {"task": Task, "training": Training, "exchange": Exchange, "output": Output, "start": Start}
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """List a configuration's values by option, without those of the start.
 
     Args:
-      config: as parsed.
+      config: any.
 
     Returns:
-      A Config with no None but for name, data_dir and momentum_correction.
+      Values by field name; no name stands in two groups.
     """
-    preset = PRESETS.get(config.data, PRESETS[""])
-    filled = {key: value for key, value in preset.items() if getattr(config, key) is None}
-    config = dataclasses.replace(config, **filled)
-    assert config.optimizer is not None
-    if config.learning_rate is None:
-        config = dataclasses.replace(config, learning_rate=LEARNING_RATES[config.optimizer])
+    return {
+        field.name: getattr(getattr(config, group), field.name)
+        for group, kind in groups().items()
+        if kind is not Start
+        for field in dataclasses.fields(kind)
+    }
+
+
+def change(config: Settings, /, **values: Any) -> Settings:
+    """Change values by option, whatever group they stand in.
+
+    Args:
+      config: any.
+      **values: by field name.
+
+    Returns:
+      The changed configuration.
+
+    Raises:
+      TypeError: there is no such option.
+
+    >>> change(Config(), steps=3).training.steps
+    3
+    """
+    for group, kind in groups().items():
+        own = {field.name: values.pop(field.name) for field in dataclasses.fields(kind) if field.name in values}
+        config = dataclasses.replace(config, **{group: dataclasses.replace(getattr(config, group), **own)})
+    if values:
+        raise TypeError(f"no such options: {', '.join(values)}")
     return config
 
 
-def check(config: Config) -> None:
-    """Refuse what cannot work, in one line each, before anything is computed.
+def base(values: Mapping[str, Any]) -> Config:
+    """Find the defaults: of the preset, or else of the data set.
 
     Args:
-      config: filled.
+      values: of which preset and data are looked at.
 
-    Raises:
-      UsageError: names the option, the value got and the remedy.
+    Returns:
+      A configuration.
     """
-    # Imported here: reading the library's tables must not slow --help down.
-    from gradpart_jax.families import FAMILIES
-    from gradpart_jax.regions import ENTROPY_RULES
-
-    for option, value, choices in (
-        ("--model", config.model, MODELS),
-        ("--family", config.family, tuple(FAMILIES)),
-        ("--entropy-rule", config.entropy_rule, tuple(ENTROPY_RULES)),
-    ):
-        if value not in choices:
-            raise UsageError(f"{option} {value} is unknown: choose one of {', '.join(choices)}")
-    if (config.model == "transformer") != (config.data == "stdlib"):
-        suited = "transformer" if config.data == "stdlib" else "conv or mlp"
-        raise UsageError(f"--model {config.model} does not suit --data {config.data}: use {suited}")
-    limits: tuple[tuple[str, Any, float, float], ...] = (
-        ("--devices", config.devices, 1, 1024),
-        ("--ratio", config.ratio, 1.0, 1e5),
-        ("--steps", config.steps, 1, 2**31 - 1),
-        ("--batch", config.batch, 1, 2**20),
-        ("--learning-rate", config.learning_rate, 1e-12, 1e6),
-        ("--clip", config.clip, 1e-12, 1e12),
-        ("--warmup-steps", config.warmup_steps, 0, 2**31 - 1),
-        ("--momentum-correction", config.momentum_correction, 0.0, 0.9999),
-        ("--seed", config.seed, 0, 2**31 - 1),
-        ("--eval-every", config.eval_every, 1, 2**31 - 1),
-        ("--checkpoint-every", config.checkpoint_every, 0, 2**31 - 1),
-    )
-    for option, value, least, most in limits:
-        if value is not None and not least <= value <= most:
-            raise UsageError(f"{option} {value:g} is out of range: give {least:g} to {most:g}")
-    assert config.batch is not None
-    if config.batch % config.devices:
-        near = max(config.devices, round(config.batch / config.devices) * config.devices)
-        raise UsageError(f"--batch {config.batch} does not divide among --devices {config.devices}: use --batch {near}")
-    if config.folder.exists() and any(config.folder.iterdir()) and not (config.overwrite or config.resume):
-        raise UsageError(
-            f"run folder {config.folder} exists: go on with --resume, replace it with --overwrite, "
-            "or choose another --name"
-        )
-    if config.resume and config.overwrite:
-        raise UsageError("--resume and --overwrite contradict each other: give one of them")
-    if config.resume and not config.folder.exists():
-        raise UsageError(f"--resume: there is no run folder {config.folder}: leave --resume out to start one")
-    parent = config.folder
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UsageError(f"--workdir {config.workdir} cannot be written to: choose another folder")
+    name, source = values.get("preset"), values.get("data", Task.data)
+    if name is None:
+        name = next((key for key, preset in PRESETS.items() if preset["data"] == source), None)
+    return change(Config(), **PRESETS.get(name or "", {}))
 
 
-def write(config: Config, path: Path) -> None:
-    """Write the whole configuration as JSON.
+def make(**values: Any) -> Config:
+    """Make a configuration in a program: defaults of preset or data set, and what is given.
 
     Args:
-      config: filled.
-      path: of the file.
+      **values: by field name.
+
+    Returns:
+      The configuration.
+
+    >>> make(data="stdlib", steps=10).task.model
+    'transformer'
     """
-    path.write_text(json.dumps(dataclasses.asdict(config), indent=2, default=str) + "\n")
+    return settle(change(base(values), **values))
+
+
+def settle(config: Settings, devices: int = VIRTUAL_DEVICES) -> Settings:
+    """Put numbers where the user left the choice to the program.
+
+    Args:
+      config: any.
+      devices: to train over where the user gave no number.
+
+    Returns:
+      A configuration with devices, learning rate and weight decay.
+    """
+    training = config.training
+    chosen = {"devices": devices, "learning_rate": LEARNING_RATES, "weight_decay": WEIGHT_DECAYS}
+    values = {
+        key: value[training.optimizer] if isinstance(value, dict) else value
+        for key, value in chosen.items()
+        if getattr(training, key) is None
+    }
+    return change(config, **values)

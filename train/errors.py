@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 
@@ -14,6 +15,18 @@ class NonFiniteError(Exception):
     """The loss is not finite any more; the message names the step."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """Somebody asked the program to end, by Ctrl-C or by a signal, and it has put its affairs in order.
+
+    Args:
+      number: of the signal.
+    """
+
+    def __init__(self, number: int = signal.SIGINT) -> None:
+        super().__init__()
+        self.number = number
+
+
 def status_of(work: Callable[[], object]) -> int:
     """Do a program's work, and say its mistakes in one line.
 
@@ -21,13 +34,16 @@ def status_of(work: Callable[[], object]) -> int:
       work: the program.
 
     Returns:
-      The exit status: 0, 1 where training broke down, 2 for a mistake in the options, 130 for Ctrl-C.
+      The exit status: 0, 1 where training broke down, 2 for a mistake in the options, 130 for Ctrl-C, 143 for an end
+      that the system asked for.
     """
     try:
         work()
     except (UsageError, NonFiniteError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
+    except Interrupted as interrupt:
+        return 128 + interrupt.number
     except KeyboardInterrupt:
         return 130
     return 0

@@ -13,7 +13,7 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import gradpart_jax as gp
-from train.config import Config
+from train.network import Network, score
 
 AXIS = "devices"
 
@@ -23,47 +23,20 @@ class State(NamedTuple):
 
     params: Any  # replicated
     opt_state: Any  # the compressor's memory per device, the rest replicated
+    batch_stats: Any  # per device
+    key: Any  # uint32[2], replicated: of what is random in the model
 
 
-def optimizer(config: Config, compressed: bool) -> optax.GradientTransformation:
-    """Chain clip, exchange and optimizer.
+class Metrics(NamedTuple):
+    """Of one step, over all devices."""
 
-    Args:
-      config: filled.
-      compressed: whether the exchange is.
-
-    Returns:
-      The transformation.
-    """
-    assert config.steps is not None
-    assert config.learning_rate is not None
-    rise = max(1, config.steps // 20)
-    if config.schedule == "cosine":
-        rate = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, rise, max(config.steps, rise + 1))
-    else:
-        rate = optax.linear_schedule(0.0, config.learning_rate, rise)
-    if compressed:
-        exchange = gp.partition_compress(
-            AXIS,
-            ratio=config.ratio,
-            warmup_steps=config.warmup_steps,
-            momentum=config.momentum_correction,
-            family=config.family,
-            entropy_rule=config.entropy_rule,
-        )
-    else:
-        exchange = gp.dense_mean(AXIS)
-    local = compressed and config.momentum_correction is not None
-    inner = {
-        "sgd": lambda: optax.sgd(rate, momentum=None if local else 0.9),
-        "adam": lambda: optax.adam(rate),
-        "adamw": lambda: optax.adamw(rate),
-    }[config.optimizer or "sgd"]()
-    return optax.chain(optax.clip_by_global_norm(config.clip), exchange, inner)
+    loss: jax.Array  # float32[]
+    accuracy: jax.Array  # float32[]
+    memory_norm: jax.Array  # float32[]: root of the mean square norm
 
 
 def losses(model: nn.Module, params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """Score a batch.
+    """Score a batch by a bare model without batch statistics.
 
     Args:
       model: from inputs to logits.
@@ -73,10 +46,40 @@ def losses(model: nn.Module, params: Any, batch: dict[str, jax.Array]) -> tuple[
     Returns:
       Mean cross-entropy in nats, and accuracy.
     """
-    logits = model.apply({"params": params}, batch["input"])
-    assert isinstance(logits, jax.Array)
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-    return jnp.mean(loss), jnp.mean(jnp.argmax(logits, -1) == batch["label"])
+    each, right = score(model.apply({"params": params}, batch["input"]), batch["label"])
+    return jnp.mean(each), jnp.mean(right)
+
+
+def start(network: Network, tx: optax.GradientTransformation, seed: int) -> State:
+    """Make one device's fresh state.
+
+    Args:
+      network: to train.
+      tx: of `optimizer.build`.
+      seed: of all that is random.
+
+    Returns:
+      State.
+    """
+    params, batch_stats = network.init(seed)
+    return State(params, tx.init(params), batch_stats, jax.random.key_data(jax.random.key(seed + 1)))
+
+
+def axes_of(state: State) -> State:
+    """Say which leaves of a state have a device axis.
+
+    Args:
+      state: any.
+
+    Returns:
+      0 or None for every leaf.
+    """
+    return State(
+        jax.tree.map(lambda _: None, state.params),
+        gp.state_axes(state.opt_state),
+        jax.tree.map(lambda _: 0, state.batch_stats),
+        None,
+    )
 
 
 def mesh_of(devices: int) -> Mesh:
@@ -103,18 +106,6 @@ def spread_out(state: State, axes: State, devices: int) -> State:
     )
 
 
-def axes_of(state: State) -> State:
-    """Say which leaves of a state have a device axis.
-
-    Args:
-      state: any.
-
-    Returns:
-      0 or None for every leaf.
-    """
-    return State(jax.tree.map(lambda _: None, state.params), gp.state_axes(state.opt_state))
-
-
 def place(tree: Any, axes: Any, mesh: Mesh) -> Any:
     """Place arrays on the mesh as the step wants them, so that it is traced once.
 
@@ -137,35 +128,96 @@ def place(tree: Any, axes: Any, mesh: Mesh) -> Any:
     return jax.tree.map(put, axes, tree, is_leaf=lambda x: x is None)
 
 
-def make_step(
-    model: nn.Module, tx: optax.GradientTransformation, axes: State, mesh: Mesh
-) -> Callable[[State, dict[str, jax.Array]], tuple[State, dict[str, jax.Array]]]:
-    """Compile a step.
+def gradient_of(
+    network: Network, state: State, batch: dict[str, jax.Array], key: jax.Array
+) -> tuple[Any, jax.Array, jax.Array, Any]:
+    """Average one device's gradient over the parts of its batch, one after the other.
 
     Args:
-      model: from inputs to logits.
-      tx: of `optimizer`.
+      network: to train.
+      state: of this device.
+      batch: with a leading axis of parts.
+      key: of what is random in the model.
+
+    Returns:
+      Gradient, loss, accuracy, new batch statistics.
+    """
+    grad = jax.value_and_grad(network.train, has_aux=True)
+    parts = next(iter(batch.values())).shape[0]
+    if parts == 1:
+        (loss, (accuracy, stats)), gradient = grad(
+            state.params, state.batch_stats, jax.tree.map(lambda x: x[0], batch), key
+        )
+        return gradient, loss, accuracy, stats
+
+    def add(carry: Any, part: Any) -> tuple[Any, None]:
+        total, stats = carry
+        piece, number = part
+        (loss, (accuracy, stats)), gradient = grad(state.params, stats, piece, jax.random.fold_in(key, number))
+        return (jax.tree.map(jnp.add, total, (gradient, loss, accuracy)), stats), None
+
+    nothing = (jax.tree.map(jnp.zeros_like, state.params), jnp.float32(0.0), jnp.float32(0.0))
+    (total, stats), _ = jax.lax.scan(add, (nothing, state.batch_stats), (batch, jnp.arange(parts)))
+    gradient, loss, accuracy = jax.tree.map(lambda x: x / parts, total)
+    return gradient, loss, accuracy, stats
+
+
+class Step:
+    """A step, compiled when first used, and traced once.
+
+    Args:
+      mapped: of pmap.
+    """
+
+    def __init__(self, mapped: Any) -> None:
+        self._mapped = mapped
+        self._compiled: Callable[[State, dict[str, jax.Array]], tuple[State, Metrics]] | None = None
+
+    def compile(self, state: State, batch: dict[str, jax.Array]) -> None:
+        """Compile for arguments like these, if that was not done yet."""
+        if self._compiled is None:
+            self._compiled = self._mapped.lower(state, batch).compile()
+
+    def __call__(self, state: State, batch: dict[str, jax.Array]) -> tuple[State, Metrics]:
+        """Advance; the state is donated. The batch has leading axes of devices and parts."""
+        self.compile(state, batch)
+        assert self._compiled is not None
+        return self._compiled(state, batch)
+
+
+def make_step(network: Network, tx: optax.GradientTransformation, axes: State, mesh: Mesh) -> Step:
+    """Make the step of all devices.
+
+    Args:
+      network: to train.
+      tx: of `optimizer.build`.
       axes: of `axes_of`.
       mesh: of `mesh_of`.
 
     Returns:
-      A function of (state, batch with a leading device axis) to (state, loss and accuracy); the state is donated.
+      Step.
     """
 
-    def step(state: State, batch: dict[str, jax.Array]) -> tuple[State, dict[str, jax.Array]]:
-        score = jax.value_and_grad(lambda params: losses(model, params, batch), has_aux=True)
-        (loss, accuracy), gradient = score(state.params)
+    def step(state: State, batch: dict[str, jax.Array]) -> tuple[State, Metrics]:
+        carried, used = jax.random.split(jax.random.wrap_key_data(state.key))
+        own = jax.random.fold_in(used, jax.lax.axis_index(AXIS))
+        gradient, loss, accuracy, batch_stats = gradient_of(network, state, batch, own)
         updates, opt_state = tx.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": jax.lax.pmean(loss, AXIS), "accuracy": jax.lax.pmean(accuracy, AXIS)}
-        return State(params, opt_state), metrics
+        owed = sum((jnp.sum(x * x) for x in _memories(opt_state)), start=jnp.float32(0.0))
+        means = jax.lax.pmean(jnp.stack([loss, accuracy, owed]), AXIS)
+        fresh = State(params, opt_state, batch_stats, jax.random.key_data(carried))
+        return fresh, Metrics(means[0], means[1], jnp.sqrt(means[2]))
 
-    mapped = jax.pmap(
-        step,
-        AXIS,
-        in_axes=(axes, 0),
-        out_axes=(axes, None),
-        devices=list(mesh.devices.flat),
-        donate_argnums=0,
-    )
-    return lambda state, batch: mapped(state, batch)
+    devices = list(mesh.devices.flat)
+    return Step(jax.pmap(step, AXIS, in_axes=(axes, 0), out_axes=(axes, None), devices=devices, donate_argnums=0))
+
+
+def one(tree: Any) -> Any:
+    """Take the first device's part of placed arrays, without gathering from the others."""
+    return jax.tree.map(lambda x: x.addressable_shards[0].data if isinstance(x, jax.Array) else x, tree)
+
+
+def _memories(opt_state: Any) -> list[jax.Array]:
+    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, gp.CompressState))
+    return [node.memory.residual for node in nodes if isinstance(node, gp.CompressState)]

@@ -30,7 +30,7 @@ class Recurrent(nn.Module):
     classes: int
 
     @nn.compact
-    def __call__(self, tokens: jax.Array) -> jax.Array:
+    def __call__(self, tokens: jax.Array, train: bool = False) -> jax.Array:
         """Map int32[B, T] to logits float32[B, T, classes]."""
         x = nn.Embed(self.classes, 64)(tokens)
         x = nn.RNN(nn.GRUCell(features=160))(x)

@@ -1,0 +1,42 @@
+"""Benchmarks that stand beside the training program."""
+
+import numpy as np
+import pytest
+
+from train.bench import __main__ as bench
+from train.bench import forecast, rivals, wire
+
+
+def test_benchmarks_refuse_what_cannot_work(tmp_path, capsys) -> None:
+    assert bench.main(["wire", "--figure", str(tmp_path / "no" / "x.png")]) == 2
+    assert "there is no folder" in capsys.readouterr().err
+    assert bench.main(["compress", "--elements", "5"]) == 2
+    assert "--elements 5 is out of range" in capsys.readouterr().err
+
+
+def test_the_wire_benchmark_is_within_its_bounds(tmp_path) -> None:
+    for density in (0.03, 0.001):
+        row = wire.measure(1_000_000, density, 4)
+        assert 1 <= row["index_ratio"] < 1.1
+        assert 1 <= row["payload_ratio"] < 1.12
+
+
+def test_rivals_hit_the_count_on_what_they_were_made_for() -> None:
+    x = np.random.default_rng(0).exponential(size=200_000)
+    for name, (make, _) in rivals.RIVALS.items():
+        if name == "normal quantile":
+            continue
+        rival = make()
+        for _ in range(12):
+            ratio = np.mean(x > rival.threshold(x, 0.01)) / 0.01
+            rival.realised(ratio)
+        assert 0.8 < ratio < 1.25, name
+    normal = np.random.default_rng(0).normal(size=200_000)
+    assert np.mean(np.abs(normal) > rivals.Normal().threshold(np.abs(normal), 0.01)) == pytest.approx(0.01, rel=0.1)
+
+
+def test_a_result_is_summed_up() -> None:
+    result = forecast.Result("m", 0.01, [1.0] * 60 + [1.5] * 40, None).summary()
+    assert result["median_error"] == 0
+    assert result["worst_settled"] == 0.5
+    assert result["share_far_off"] == 0.4

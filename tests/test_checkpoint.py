@@ -1,0 +1,293 @@
+"""Going on after kills, damage, a full disk, and on another number of devices."""
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from train import check, config, loop
+from train.checkpoint import Checkpoints
+from train.errors import UsageError
+from train.log import Journal, read
+from train.redistribute import share
+
+ROOT = Path(__file__).parents[1]
+OPTIONS = {
+    "model": "mlp",
+    "steps": 12,
+    "batch": 32,
+    "eval_every": 5,
+    "checkpoint_every": 2,
+    "dense_reference": False,
+    "phases": False,
+}
+# A program that kills itself in the middle of writing the checkpoint of step 6, before it is renamed into place.
+KILLED_IN_A_SAVE = """
+import os, signal, sys
+from pathlib import Path
+rename = os.rename
+def renamed(a, b, *rest, **options):
+    if str(b).endswith("checkpoints/6"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rename(a, b, *rest, **options)
+os.rename = os.replace = renamed
+from train.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, data_dir) -> config.Config:
+    settings = make(tmp_path_factory.mktemp("runs"), data_dir, name="whole")
+    loop.run(settings, Console(quiet=True))
+    return settings
+
+
+def make(folder: Path, data_dir: Path, **changes) -> config.Config:
+    made = config.make(workdir=folder, data_dir=data_dir, **(OPTIONS | changes))
+    check.check(made)
+    return made
+
+
+def arrays(folder: Path) -> dict[str, bytes]:
+    import orbax.checkpoint as ocp
+
+    with ocp.CheckpointManager((folder / "checkpoints").absolute()) as manager:
+        found = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore())
+    header = json.loads(found.pop("facts").tobytes())
+    header["facts"].pop("seconds")
+    return {key: x.tobytes() for key, x in found.items()} | {"header": json.dumps(header).encode()}
+
+
+def metrics(folder: Path) -> list[dict]:
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in read(folder / "metrics.jsonl")]
+
+
+def again(whole: config.Config, name: str, last: int | None = None) -> config.Config:
+    """A copy of the whole run, as if it had been killed some steps before its end."""
+    settings = config.change(whole, name=name, resume=True)
+    shutil.copytree(whole.folder, settings.folder)
+    (settings.folder / "partition" / "summary.json").unlink()
+    for path in (settings.folder / "partition" / "checkpoints").iterdir():
+        if last is not None and path.name.isdecimal() and int(path.name) > last:
+            shutil.rmtree(path)
+    return settings
+
+
+@pytest.mark.xdist_group("whole")
+@pytest.mark.slow
+def test_a_run_killed_at_any_step_and_in_a_save_resumes_to_the_same_bits(whole) -> None:
+    folder = whole.output.workdir / "killed" / "partition"
+    given = [
+        "--model", "mlp", "--steps", "12", "--batch", "32", "--eval-every", "5", "--checkpoint-every", "2",
+        "--no-dense-reference", "--no-phases", "--name", "killed", "--workdir", str(whole.output.workdir),
+        "--data-dir", str(whole.task.data_dir),
+    ]  # fmt: skip
+
+    def start(*more: str, code: str | None = None) -> subprocess.Popen:
+        program = ["-m", "train.main"] if code is None else ["-c", code]
+        return subprocess.Popen(
+            [sys.executable, *program, *given, *more],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def kill_after(process: subprocess.Popen, lines: int) -> None:
+        path = folder / "metrics.jsonl"
+        last = time.monotonic() + 120
+        while not path.exists() or path.read_text().count("\n") < lines:
+            assert time.monotonic() < last
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.002)
+        process.kill()
+        process.communicate()
+
+    kill_after(start(), 3)
+    saving = start("--resume", code=KILLED_IN_A_SAVE)
+    saving.communicate(timeout=120)
+    assert saving.returncode == -signal.SIGKILL
+    assert [path.name for path in (folder / "checkpoints").glob("6.*tmp*")]
+    kill_after(start("--resume"), 9)
+    last = start("--resume")
+    out, error = last.communicate(timeout=120)
+    assert last.returncode == 0, error
+    assert "resumed at step" in out
+    assert arrays(folder) == arrays(whole.folder / "partition")
+    assert metrics(folder) == metrics(whole.folder / "partition")
+    assert not list((folder / "checkpoints").glob("*tmp*"))
+    assert len(json.loads((folder / "run.json").read_text())["resumed"]) >= 2
+
+
+@pytest.mark.xdist_group("whole")
+def test_a_damaged_checkpoint_is_named_and_passed_over(whole) -> None:
+    settings = again(whole, "damaged")
+    newest = settings.folder / "partition" / "checkpoints" / "12"
+    largest = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2 :] = bytes(len(content) - len(content) // 2)
+    largest.write_bytes(content)
+    console = Console(record=True, width=200, file=io.StringIO())
+    loop.run(settings, console)
+    text = console.export_text()
+    assert "the checkpoint of step 12 is damaged and passed over" in text
+    assert "resumed at step 10" in text
+    assert arrays(settings.folder / "partition") == arrays(whole.folder / "partition")
+    assert metrics(settings.folder / "partition") == metrics(whole.folder / "partition")
+
+
+@pytest.mark.xdist_group("whole")
+def test_where_every_checkpoint_is_damaged_the_run_does_not_start_over_silently(whole) -> None:
+    settings = again(whole, "ruined")
+    for path in (settings.folder / "partition" / "checkpoints").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    with pytest.raises(UsageError, match=r"no checkpoint in .* can be read: start again with --overwrite"):
+        loop.run(settings, Console(quiet=True))
+
+
+@pytest.mark.xdist_group("whole")
+def test_another_number_of_devices_owes_the_same(whole) -> None:
+    settings = config.change(again(whole, "on-2", last=10), devices=2)
+    check.check(settings)
+    console = Console(record=True, width=200, file=io.StringIO())
+    assert loop.run(settings, console)[0]["steps"] == 12
+    text = console.export_text()
+    assert "going on with other settings: devices 4 became 2" in text
+    assert "4 devices became 2: each takes over the memories of up to 2; the sum of memories is the same" in text
+
+
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 2**31))
+def test_memories_are_dealt_out_with_the_same_sum(before: int, after: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    x = (random.normal(size=(before, 50)) * 10.0 ** random.integers(-6, 3, (before, 50))).astype(np.float32)
+    dealt = share(x, after)
+    assert dealt.shape == (after, 50)
+    assert dealt.dtype == np.float32
+    wanted, found = x.sum(axis=0, dtype=np.float64), dealt.sum(axis=0, dtype=np.float64)
+    if after >= before:
+        np.testing.assert_array_equal(found, wanted)
+    # What is lost is at most the rounding of one device's entry
+    assert np.all(np.abs(found - wanted) <= np.spacing(np.abs(dealt[-1])))
+
+
+@pytest.mark.xdist_group("whole")
+def test_more_steps_go_on_from_the_end(whole) -> None:
+    settings = config.change(whole, name="longer", resume=True, steps=14)
+    shutil.copytree(whole.folder, settings.folder)
+    assert loop.run(settings, Console(quiet=True))[0]["steps"] == 14
+    assert [line["step"] for line in read(settings.folder / "partition" / "metrics.jsonl")] == list(range(1, 15))
+
+
+def test_other_parameters_are_refused_by_name(tmp_path) -> None:
+    saved = Checkpoints(tmp_path)
+    saved.save(1, {"a": np.ones(3, np.float32)}, {})
+    axes = {"a": None}
+    with pytest.raises(UsageError, match=r"\['a'\] is float32\[3\] there, float32\[4\] here"):
+        saved.restore({"a": np.ones(4, np.float32)}, axes, print)
+    with pytest.raises(UsageError, match=r"\['b'\] is in one of the two states only"):
+        saved.restore({"a": np.ones(3, np.float32), "b": np.ones(1)}, {"a": None, "b": None}, print)
+    saved.close()
+
+
+def test_a_full_disk_is_said_and_the_last_checkpoint_stays(tmp_path) -> None:
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        pytest.skip("a small disk can be mounted by root only")
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", tmp_path], capture_output=True, check=False
+    )
+    if made.returncode:
+        pytest.skip(f"no small disk can be mounted here: {made.stderr.decode()}")
+    try:
+        saved = Checkpoints(tmp_path / "checkpoints")
+        state = {"a": np.random.default_rng(0).normal(size=300_000).astype(np.float32)}
+        saved.save(1, state, {"n": 1})
+        with pytest.raises(
+            UsageError, match=r"step 2 could not be written .* that of step 1 is intact: free some space"
+        ):
+            saved.save(2, state, {"n": 2})
+        found = saved.restore(state, {"a": None}, print)
+        assert found is not None
+        assert (found.step, found.facts) == (1, {"n": 1})
+        np.testing.assert_array_equal(found.state["a"], state["a"])
+        assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
+        saved.close()
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_a_storage_that_fails_is_said(tmp_path, monkeypatch) -> None:
+    saved = Checkpoints(tmp_path)
+    saved.save(1, {"a": np.ones(3, np.float32)}, {})
+
+    def fail(*args, **options):
+        (tmp_path / "2.orbax-checkpoint-tmp").mkdir()
+        raise ValueError("RESOURCE_EXHAUSTED: quota\nand more")
+
+    monkeypatch.setattr(saved._manager, "save", fail)
+    with pytest.raises(UsageError, match=r"that of step 1 is intact.*\(RESOURCE_EXHAUSTED: quota\)"):
+        saved.save(2, {"a": np.ones(3, np.float32)}, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+    saved.close()
+
+
+def test_a_journal_has_each_step_once(tmp_path) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')
+    with Journal(path, 2) as journal:
+        journal.write({"step": 3, "loss": float("nan")})
+    assert read(path) == [{"step": 1}, {"step": 2}, {"step": 3, "loss": None}]
+
+
+def test_ctrl_c_saves_and_ends_with_130(tmp_path, data_dir) -> None:
+    given = [
+        "--model", "mlp", "--steps", "100000", "--batch", "32", "--checkpoint-every", "50000", "--no-dense-reference",
+        "--workdir", str(tmp_path), "--data-dir", str(data_dir), "--name", "c",
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "train.main", *given],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    path = tmp_path / "c" / "partition" / "metrics.jsonl"
+    last = time.monotonic() + 120
+    while not path.exists() or path.read_text().count("\n") < 3:
+        assert time.monotonic() < last
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert not error
+    assert "a checkpoint was written: go on with --resume" in out
+    steps = len(read(path))
+    assert (tmp_path / "c" / "partition" / "checkpoints" / str(steps)).is_dir()
+
+
+@pytest.mark.xdist_group("whole")
+def test_the_state_that_is_kept_holds_all_that_a_step_changes(whole) -> None:
+    header = json.loads(arrays(whole.folder / "partition")["header"])
+    names = " ".join(header["names"])
+    for part in (".params", ".memory.residual", ".weights", ".summary", ".key", ".trace"):
+        assert part in names, part
+    assert jax.tree.leaves(header["facts"])

@@ -1,0 +1,103 @@
+"""Comparing methods: what is planned, at which ratio, and what comes of it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from train import check, compare, config, loop, methods
+from train.errors import UsageError
+
+FEW = {"model": "mlp", "steps": 4, "batch": 32, "eval_every": 4, "devices": 2, "phases": False}
+
+
+def make(folder: Path, wanted: dict, **changes) -> compare.Comparison:
+    made = config.make(workdir=folder, name="c", **(FEW | changes))
+    parts = {group: getattr(made, group) for group in config.groups()}
+    found = compare.Comparison(**parts, **wanted)
+    check.check(found)
+    return found
+
+
+def test_a_budget_is_of_link_bits(tmp_path) -> None:
+    entries = compare.plan(make(tmp_path, {"methods": "dense,partition", "budgets": "10,40", "seeds": 2}, devices=8))
+    assert [(e.label.text, e.budget, e.ratio, e.seed) for e in entries] == [
+        ("dense", None, 1.0, 0),
+        ("dense", None, 1.0, 1),
+        ("partition", 10.0, 40.0, 0),
+        ("partition", 10.0, 40.0, 1),
+        ("partition", 40.0, 160.0, 0),
+        ("partition", 40.0, 160.0, 1),
+    ]
+    assert entries[2].folder == "partition-10x-seed0"
+    assert entries[0].folder == "dense-1x-seed0"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--methods", "topk"], "--methods topk is unknown: choose among partition, dense"),
+        (["--methods", "partition:rungs=9"], "rungs=9 is out of range"),
+        (["--methods", "dense,dense"], "names dense twice"),
+        (["--methods", ""], "--methods is empty"),
+        (["--budgets", "30,many"], "--budgets 'many' is no number"),
+        (["--budgets", "0.1"], "--budgets 0.1 is out of range"),
+        (["--budgets", "90000"], "asks of partition a payload ratio of 180000 on 4 devices"),
+        (["--seeds", "0"], "--seeds 0 is out of range"),
+        (["--devices", "1"], "--devices 1 has no link to compare on"),
+        (["--ratio", "50"], "--ratio has no meaning in a comparison: give --budgets"),
+    ],
+)
+def test_mistakes_are_one_line(given, words, tmp_path, capsys) -> None:
+    assert compare.main([*given, "--workdir", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert words in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_labels_are_parted_at_commas_that_part_them() -> None:
+    found = methods.parse_many("dense,partition:rungs=2,family=gamma,partition")
+    assert [label.text for label in found] == ["dense", "partition:rungs=2,family=gamma", "partition"]
+    assert found[1].options == {"rungs": 2, "family": "gamma"}
+    assert found[1].folder == "partition-rungs=2-family=gamma"
+    with pytest.raises(UsageError, match="no option of partition"):
+        methods.parse_many("partition:family")
+
+
+def test_a_comparison_is_resumed_and_averaged(tmp_path, monkeypatch) -> None:
+    wanted = {"methods": "dense,partition", "budgets": "50", "seeds": 2}
+    trained = []
+    train = loop.train
+
+    def once(run, *rest, **options):
+        trained.append(run.folder.name)
+        if len(trained) == 3:
+            raise KeyboardInterrupt
+        return train(run, *rest, **options)
+
+    monkeypatch.setattr(loop, "train", once)
+    with pytest.raises(KeyboardInterrupt):
+        compare.run(make(tmp_path, wanted), Console(quiet=True))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("summary.json")}
+    assert len(before) == 2
+    rows = compare.run(make(tmp_path, wanted, resume=True), Console(quiet=True))
+    assert all(path.stat().st_mtime_ns == at for path, at in before.items())
+    assert trained[3:] == ["dense-1x-seed0", "dense-1x-seed1", "partition-50x-seed0", "partition-50x-seed1"]
+    assert [(row["method"], row["budget"], row["seeds"]) for row in rows] == [
+        ("dense", None, [0, 1]),
+        ("partition", 50.0, [0, 1]),
+    ]
+    # At equal link bits means that the link ratio is the budget
+    assert rows[1]["link_ratio"]["mean"] == pytest.approx(50, rel=0.1)
+    header = json.loads((tmp_path / "c" / "partition-50x-seed1" / "run.json").read_text())
+    assert (header["budget"], header["seed"]) == (50.0, 1)
+    assert (tmp_path / "c" / "report.html").stat().st_size > 10_000
+    console = Console(width=80, record=True)
+    with console.capture() as captured:
+        console.print(compare.table(rows, "image"))
+    assert "partition" in captured.get()
+    # What was asked for is known when it goes on
+    found = compare.parse(["--resume", "--name", "c", "--workdir", str(tmp_path)])
+    assert (found.methods, found.budgets, found.seeds, found.training.steps) == ("dense,partition", "50", 2, 4)

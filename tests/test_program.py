@@ -1,0 +1,344 @@
+"""The training program, as its users meet it: options, errors, files, a run, and what it leaves."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+import tensorflow_datasets as tfds
+from rich.console import Console
+
+from train import check, config, loop, main, methods, optimizer, options, screen, step
+from train.errors import NonFiniteError, UsageError
+from train.interrupts import Interrupts
+from train.log import read
+
+ROOT = Path(__file__).parents[1]
+FEW = {
+    "model": "mlp",
+    "steps": 20,
+    "batch": 32,
+    "eval_every": 10,
+    "checkpoint_every": 10,
+    "dense_reference": False,
+    "phases": False,
+}
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, data_dir) -> config.Config:
+    """A run of both methods with everything on, for several tests to look at."""
+    settings = make(
+        tmp_path_factory.mktemp("done"), data_dir, dense_reference=True, phases=True, tensorboard=True, profile=True
+    )
+    loop.run(settings, Console(quiet=True), "python -m train.main")
+    return settings
+
+
+def make(folder: Path, data_dir: Path, **changes) -> config.Config:
+    made = config.make(workdir=folder, data_dir=data_dir, **(FEW | changes))
+    check.check(made)
+    return made
+
+
+def test_help_explains_every_option_with_its_default(capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main.main(["--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    for name in [*config.flat(config.Config()), "config", "resume", "overwrite"]:
+        assert f"--{name.replace('_', '-')}" in text
+    assert "100.0" in text
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--model", "resnet"], "--model resnet is unknown: choose one of conv, mlp, lenet5"),
+        (["--family", "cauchy"], "choose one of laplace"),
+        (["--entropy-rule", "most"], "choose one of fixed, entropy, perplexity"),
+        (["--batch", "30"], "does not divide among --devices 4: use --batch 32"),
+        (["--accumulate", "3"], "does not divide among --devices 4 times --accumulate 3: use --batch 132"),
+        (["--ratio", "0.5"], "--ratio 0.5 is out of range: give 1 to"),
+        (["--steps", "0"], "--steps 0 is out of range"),
+        (["--devices", "0"], "--devices 0 is out of range"),
+        (["--devices", "16"], "--devices 16 is more than the 4 that JAX finds"),
+        (["--data", "stdlib", "--model", "conv"], "does not suit --data stdlib: use transformer"),
+        (["--resume", "--overwrite"], "contradict each other"),
+        (["--resume", "--name", "never"], "there is no run folder"),
+        (["--workdir", "/dev/null/runs"], "cannot be written to: choose another folder"),
+        (["--data", "no_such_data"], "is unknown to tfds: digits, stdlib are embedded"),
+        (["--data", "mnist"], "not prepared as array_record: run"),
+        (["--method", "topk"], "--method topk is unknown: choose among partition, dense"),
+        (["--method", "partition:rung=2"], "'rung=2' is no option of partition: it has entropy_rule=..."),
+        (["--method", "partition:rungs=99"], "--method partition:rungs=99: rungs=99 is out of range: give 1 to 8"),
+        (["--method", "dense:rungs=2"], "is no option of dense: it has none"),
+        (["--width", "64", "--data-dir", "{data}"], "width 64 is no size of --model conv: leave it out"),
+        (["--config", "/no/such"], "--config /no/such cannot be read"),
+        (["--config", "x", "--preset", "mnist"], "--config and --preset both give every default"),
+    ],
+)
+def test_mistakes_are_one_line_that_names_option_and_remedy(given, words, tmp_path, data_dir, capsys) -> None:
+    given = [text.format(data=data_dir) for text in given]
+    if "--workdir" not in given:
+        given += ["--workdir", str(tmp_path)]
+    if "--data-dir" not in given:
+        given += ["--data-dir", str(data_dir if "16" in given else tmp_path / "none")]
+    assert main.main(given) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert words in error
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"stepps": 3}', "there is no setting 'stepps': did you mean steps?"),
+        ('{"steps": "three"}', 'steps is "three", which is not a whole number'),
+        ('{"steps": true}', "steps is true, which is not a whole number"),
+        ('{"optimizer": "lamb"}', 'optimizer is "lamb", which is not sgd, adam, adamw'),
+        ('{"learning_rate": "fast"}', 'learning_rate is "fast", which is not a number or null'),
+        ('{"steps": 3', "is not JSON"),
+        ("[3]", "holds no JSON object"),
+    ],
+)
+def test_a_wrong_configuration_file_is_named(text, words, tmp_path, capsys) -> None:
+    (tmp_path / "c.json").write_text(text)
+    assert main.main(["--config", str(tmp_path / "c.json")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert words in error
+
+
+def test_a_configuration_is_read_back_as_it_was_written_and_flags_override_it(tmp_path) -> None:
+    made = config.make(data="stdlib", steps=7, workdir=tmp_path, tensorboard=True, clip=2.5)
+    options.write(made, tmp_path / "c.json")
+    assert config.settle(main.parse(["--config", str(tmp_path / "c.json")])) == config.change(
+        made, config=tmp_path / "c.json"
+    )
+    other = main.parse(["--config", str(tmp_path / "c.json"), "--steps", "9", "--no-tensorboard"])
+    assert (other.training.steps, other.output.tensorboard, other.task.model) == (9, False, "transformer")
+
+
+@pytest.mark.parametrize("name", config.PRESETS)
+def test_presets_give_defaults_that_can_be_overridden(name) -> None:
+    made = main.parse(["--preset", name, "--seed", "5"])
+    assert made.task.data == config.PRESETS[name]["data"]
+    assert made.training.seed == 5
+    assert main.parse([f"--preset={name}", "--steps", "3"]).training.steps == 3
+    folders_free = config.change(config.settle(made), workdir=Path("/tmp/none-such"))
+    check.check(folders_free)
+
+
+def test_the_data_set_chooses_the_preset() -> None:
+    assert main.parse(["--data", "stdlib"]).training.optimizer == "adam"
+    assert main.parse(["--data=mnist"]).task.model == "lenet5"
+    assert main.parse([]) == config.base({})
+
+
+def test_an_unwritable_folder_is_refused(tmp_path, capsys) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may write everywhere")
+    tmp_path.chmod(0o500)
+    assert main.main(["--workdir", str(tmp_path / "runs")]) == 2
+    assert "cannot be written to" in capsys.readouterr().err
+
+
+def test_a_run_folder_is_never_overwritten_silently(tmp_path, capsys) -> None:
+    folder = tmp_path / "digits-100x-seed0"
+    folder.mkdir()
+    (folder / "kept").write_text("")
+    assert main.main(["--workdir", str(tmp_path)]) == 2
+    assert "exists: go on with --resume, replace it with --overwrite" in capsys.readouterr().err
+    assert main.main(["--workdir", str(tmp_path), "--overwrite"]) == 2
+    assert "is no run folder" in capsys.readouterr().err
+    assert (folder / "kept").exists()
+
+
+@pytest.mark.xdist_group("done")
+def test_a_run_leaves_its_files(done) -> None:
+    for method in ("partition", "dense"):
+        folder = done.folder / method
+        header, summary, phases = (
+            json.loads((folder / name).read_text()) for name in ("run.json", "summary.json", "phases.json")
+        )
+        lines = read(folder / "metrics.jsonl")
+        assert [line["step"] for line in lines] == list(range(1, 21))
+        assert [line["step"] for line in lines if "test_loss" in line] == [10, 20]
+        assert summary["status"] == "finished"
+        assert summary["test_accuracy"] == lines[-1]["test_accuracy"]
+        assert sum(header["sizes"]) == header["parameters"] == summary["parameters"]
+        assert header["command"] == "python -m train.main"
+        assert all(phases[key] >= 0 for key in ("forward_backward", "encode", "wire", "decode", "optimizer"))
+        assert phases["forward_backward"] > 0
+        assert list((folder / "tensorboard").glob("events*"))
+        assert list((folder / "profile").rglob("*.xplane.pb"))
+        assert options.read(folder / "config.json", "")["steps"] == 20
+    partition, dense = (json.loads((done.folder / m / "summary.json").read_text()) for m in ("partition", "dense"))
+    assert partition["payload_bytes"] * 90 < dense["payload_bytes"] == 4 * dense["parameters"] * 20
+    assert dense["forecast_error"] is None
+    assert (done.folder / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.xdist_group("done")
+def test_layers_and_forecasts_are_kept_where_the_method_has_them(done) -> None:
+    layers = read(done.folder / "partition" / "layers.jsonl")
+    assert [line["step"] for line in layers] == [1, 2, 4, 8, 10, 16, 20]
+    assert np.shape(layers[-1]["threshold"]) == (6, 2)
+    forecasts = read(done.folder / "partition" / "forecast.jsonl")
+    assert [line["step"] for line in forecasts] == [10, 20]
+    bins = len(forecasts[0]["forecast"][0])
+    assert np.shape(forecasts[0]["edges"]) == (6, bins + 1)
+    assert np.shape(forecasts[0]["observed"]) == (len(forecasts[0]["segments"]), bins)
+    assert read(done.folder / "dense" / "layers.jsonl") == []
+
+
+@pytest.mark.xdist_group("done")
+def test_a_finished_run_is_left_as_it_is(done) -> None:
+    before = (done.folder / "dense" / "metrics.jsonl").stat().st_mtime_ns
+    again = config.change(done, resume=True)
+    check.check(again)
+    assert loop.run(again, Console(quiet=True))[1]["steps"] == 20
+    assert (done.folder / "dense" / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+@pytest.mark.xdist_group("done")
+def test_going_on_with_other_settings_is_refused_by_name(done, capsys) -> None:
+    with pytest.raises(UsageError, match=r"--clip 3.0 differs from 1.0, with which .* was started: leave --clip out"):
+        loop.run(config.change(done, resume=True, clip=3.0), Console(quiet=True))
+
+
+@pytest.mark.xdist_group("done")
+def test_resume_takes_the_settings_of_the_run(done) -> None:
+    given = ["--resume", "--workdir", str(done.output.workdir), "--steps", "30"]
+    found = main.parse(given)
+    assert config.settle(found) == config.change(done, resume=True, steps=30)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_step(tmp_path, data_dir) -> None:
+    settings = make(tmp_path, data_dir, learning_rate=1e6, clip=1e12, method="dense", schedule="constant", rise=0.0)
+    with pytest.raises(NonFiniteError, match=r"the loss of step \d+ \(dense\) is (nan|inf): lower --learning-rate"):
+        loop.run(settings, Console(quiet=True))
+    for line in read(settings.folder / "dense" / "metrics.jsonl"):
+        assert np.isfinite(line["loss"])
+
+
+def test_parts_of_a_batch_give_the_gradient_of_the_whole_and_one_trace(tmp_path, data_dir, monkeypatch) -> None:
+    traces = []
+    gradient_of = step.gradient_of
+    monkeypatch.setattr(step, "gradient_of", lambda *a: traces.append(1) or gradient_of(*a))
+    runs = [
+        loop.run(make(tmp_path, data_dir, steps=5, accumulate=k, method="dense", name=str(k)), Console(quiet=True))
+        for k in (1, 4)
+    ]
+    assert len(traces) == 2
+    assert runs[0][0]["test_loss"] == pytest.approx(runs[1][0]["test_loss"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_the_cifar10_preset_trains_on_mock_data(tmp_path) -> None:
+    """Batch normalisation, augmentation and weight decay, through the whole program; mock data for the download."""
+    with tfds.testing.mock_data(num_examples=32):
+        settings = config.change(
+            config.make(preset="cifar10", workdir=tmp_path, data_dir=tmp_path, dtype="bfloat16"),
+            steps=3, batch=8, devices=2, eval_every=3, dense_reference=False, phases=False,
+        )  # fmt: skip
+        check.check(settings)
+        summary = loop.run(settings, Console(quiet=True))[0]
+    header = json.loads((settings.folder / "partition" / "run.json").read_text())
+    lines = read(settings.folder / "partition" / "metrics.jsonl")
+    assert header["model"] == "resnet20"
+    assert summary["test_loss"] is not None
+    # Averaging the running statistics before the evaluation is counted
+    statistics = 4 * 2 * 688
+    first, second, third = (line["payload_bytes"] for line in lines)
+    assert (third - second) - (second - first) == statistics
+    assert lines[2]["payload_ratio"] < lines[1]["payload_ratio"]
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "step"])
+def test_schedules_rise_and_fall(schedule) -> None:
+    made = config.make(steps=100, schedule=schedule, learning_rate=1.0, rise=0.1)
+    rates = np.asarray(jax.vmap(optimizer.schedule(made))(np.arange(100)))
+    assert rates[0] == 0
+    assert rates[10] == rates.max() == 1
+    expected = {"constant": (1, 1), "linear": (0.56, 0.011), "cosine": (0.587, 0.0003), "step": (0.1, 0.01)}[schedule]
+    np.testing.assert_allclose(rates[[50, 99]], expected, atol=0.01)
+
+
+def test_weight_decay_spares_biases() -> None:
+    params = {"kernel": np.ones((2, 2), np.float32), "bias": np.ones(2, np.float32)}
+    nothing = jax.tree.map(np.zeros_like, params)
+    for name in ("sgd", "adam", "adamw"):
+        made = config.make(optimizer=name, weight_decay=0.1, schedule="constant", rise=0.0)
+        tx = optimizer.after_exchange(made, methods.parse("dense"))
+        updates, _ = tx.update(nothing, tx.init(params), params)
+        assert np.all(np.asarray(updates["kernel"]) < 0), name
+        assert not np.any(updates["bias"]), name
+
+
+def test_momentum_correction_takes_momentum_from_sgd() -> None:
+    made = config.make()
+    for text, traced in (("partition", True), ("partition:momentum=0.9", False)):
+        state = optimizer.after_exchange(made, methods.parse(text)).init({"x": np.zeros(2, np.float32)})
+        found = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, optax.TraceState))
+        assert any(isinstance(node, optax.TraceState) for node in found) == traced
+
+
+def test_the_first_interrupt_is_a_wish_and_the_second_ends() -> None:
+    heard: list[str] = []
+    with Interrupts(heard.append) as interrupts:
+        signal.raise_signal(signal.SIGINT)
+        assert interrupts.number == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert heard == ["ending after this step; once more ends at once"]
+
+
+def test_numbers_for_people() -> None:
+    console = Console(width=100, record=True, quiet=True)
+    assert screen.number(None, "{}") == "-"
+    header = {
+        "method": "dense", "command": "c", "devices": 4, "device_kind": "cpu", "processes": 1, "model": "mlp",
+        "parameters": 1000, "sizes": [1000], "data": "digits", "expected_payload_bytes": 40.0, "dense_payload_bytes": 4000.0,
+    }  # fmt: skip
+    console = Console(width=100, record=True)
+    with console.capture() as captured:
+        screen.header(console, header, config.flat(config.make()))
+    assert "40 B a step and device, uncompressed 4.00 kB" in captured.get()
+
+
+def test_the_program_runs_as_its_users_run_it(tmp_path, data_dir) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "train.main",
+        "--steps",
+        "3",
+        "--model",
+        "mlp",
+        "--devices",
+        "2",
+        "--eval-every",
+        "3",
+    ]
+    paths = ["--workdir", str(tmp_path), "--data-dir", str(data_dir)]
+    done = subprocess.run(
+        [*command, "--no-phases", *paths], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "payload ratio" in done.stdout
+    assert "mlp of 85,002 parameters" in done.stdout
+    assert (tmp_path / "digits-100x-seed0" / "report.html").stat().st_size > 10_000
+    assert not done.stderr

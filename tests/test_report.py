@@ -1,0 +1,345 @@
+"""Reports, from run folders made here by the run folder's own rules, down to what a browser makes of the page."""
+
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from train.errors import UsageError
+from train.report import groups, runs, write
+from train.report.curves import tables
+
+LAYERS = ("Conv_0/kernel", "Conv_0/bias", "Dense_0/kernel", "Dense_0/bias")
+SIZES = (288, 32, 59_000, 10)
+BINS = 64
+
+
+def make_run(
+    folder: Path,
+    method: str = "partition",
+    *,
+    steps: int = 40,
+    every: int = 10,
+    planned: int | None = None,
+    seed: int = 0,
+    ratio: float = 50.0,
+    budget: float | None = None,
+    layers: tuple[str, ...] = LAYERS,
+    data: str = "digits",
+    model: str = "conv",
+    devices: int = 4,
+    quality: float = 0.99,
+) -> Path:
+    """Write a run folder: smooth curves with noise, whole where as many steps were done as planned."""
+    draw = np.random.default_rng(seed + 17 * len(method))
+    dense = method == "dense"
+    ratio = 1.0 if dense else ratio
+    sizes = (SIZES * (len(layers) // len(SIZES) + 1))[: len(layers)]
+    parameters = sum(sizes)
+    planned = planned or steps
+    payload, link = 4.0 * parameters, 4.0 * parameters * 2 * (devices - 1) / devices
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"data": data, "model": model, "steps": planned, "batch": 128}))
+    header = {
+        "method": method,
+        "kind": method.split(":")[0],
+        "command": f"python -m train.main --data {data} --seed {seed}",
+        "started": "2026-01-02T03:04:05",
+        "versions": {"gradpart_jax": "0.1.0", "jax": "0.10.2"},
+        "device_kind": "cpu",
+        "devices": devices,
+        "processes": 1,
+        "data": data,
+        "model": model,
+        "parameters": parameters,
+        "segments": list(layers),
+        "sizes": list(sizes),
+        "seed": seed,
+        "budget": budget,
+        "dense_payload_bytes": payload,
+        "dense_link_bytes": link,
+        "expected_payload_bytes": payload / ratio,
+    }
+    (folder / "run.json").write_text(json.dumps(header))
+    metrics, maps, forecasts = [], [], []
+    for step in range(1, steps + 1):
+        gone = step / planned
+        loss = 2.3 * math.exp(-5 * gone) + 0.03 + 0.02 * abs(draw.normal())
+        evaluated = step % every == 0 or step == planned
+        line = {
+            "step": step,
+            "loss": loss,
+            "accuracy": min(quality * (1 - math.exp(-6 * gone)) + 0.02 * draw.normal(), 1.0),
+            "learning_rate": 0.1 * (1 - gone),
+            "payload_bytes": step * payload / ratio,
+            "link_bytes": step * link / ratio,
+            "payload_ratio": 2 * ratio if not dense else 1.0,
+            "link_ratio": ratio,
+            "sent": parameters / ratio,
+            "capacity": parameters // 50,
+            "overflow": 0.0 if dense else float(max(0, draw.normal(0, 20))),
+            "nonfinite": 0,
+            "entropy": 0.0 if dense else 5 - 2 * gone,
+            "forecast_error": 0.0 if dense else float(draw.normal(0, 0.05)),
+            "memory_norm": 0.0 if dense else 3 * (1 - math.exp(-9 * gone)),
+            "seconds": 0.05 * step,
+        }
+        if evaluated:
+            line |= {"test_loss": loss + 0.02, "test_accuracy": quality * (1 - math.exp(-6 * gone))}
+        metrics.append(line)
+        if dense or not (evaluated or math.log2(step).is_integer()):
+            continue
+        low = np.asarray([2.0 ** -(5 + at % 7) for at in range(len(layers))]) * math.exp(-gone)
+        threshold = np.stack([low, 4 * low], axis=1)
+        asked = np.asarray(sizes) / ratio
+        maps.append(
+            {
+                "step": step,
+                "threshold": threshold.tolist(),
+                "asked": asked.tolist(),
+                "realised": (asked * np.exp(draw.normal(0, 0.1, len(layers)))).tolist(),
+                "entropy": (5 - 2 * gone + 0.1 * np.arange(len(layers)) % 1.5).tolist(),
+            }
+        )
+        if evaluated and method.startswith("partition"):
+            shown = list(np.argsort(sizes)[::-1][:6])
+            edges = np.stack([low[at] * 2.0 ** (np.arange(BINS + 1) / 4 - 12) for at in shown])
+            middle = np.arange(BINS)
+            bell = np.exp(-0.5 * ((middle - 32) / np.where(middle < 32, 12, 6)) ** 2)
+            observed = bell * np.exp(draw.normal(0, 0.1, (len(shown), BINS)))
+            forecasts.append(
+                {
+                    "step": step,
+                    "segments": [layers[at] for at in shown],
+                    "edges": edges.tolist(),
+                    "forecast": np.tile(bell / bell.sum(), (len(shown), 1)).tolist(),
+                    "observed": (observed / observed.sum(1, keepdims=True)).tolist(),
+                    "threshold": threshold[shown].tolist(),
+                }
+            )
+    for name, lines in (("metrics", metrics), ("layers", maps), ("forecast", forecasts)):
+        if lines:
+            (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    times = {"forward_backward": 0.04, "encode": 0.004, "wire": 0.002, "decode": 0.003, "optimizer": 0.001}
+    if dense:
+        times |= {"encode": 0.0, "wire": 0.02, "decode": 0.0}
+    (folder / "phases.json").write_text(json.dumps(times | {"note": "Medians of 20 steps, each phase compiled alone."}))
+    if steps == planned:
+        summary: dict[str, Any] = {
+            **{key: header[key] for key in ("method", "data", "model", "seed", "parameters")},
+            **{
+                key: metrics[-1][key]
+                for key in ("test_loss", "test_accuracy", "payload_bytes", "link_bytes", "seconds")
+            },
+            "steps": steps,
+            "payload_ratio": ratio if dense else 2 * ratio,
+            "link_ratio": ratio,
+            "status": "finished",
+        }
+        (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+def text_of(page: Path) -> str:
+    """What one reads of a page: its tags taken away, and its scripts."""
+    body = re.sub(r"(?s)<(script|style)>.*?</\\1>", "", page.read_text())
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", body))
+
+
+def test_a_run_and_its_reference_make_a_page_that_loads_nothing(tmp_path: Path) -> None:
+    make_run(tmp_path / "digits/partition", ratio=50.7)
+    make_run(tmp_path / "digits/dense", "dense")
+    page = write([tmp_path], tmp_path / "made/report.html")
+    raw, text = page.read_text(), text_of(page)
+    assert "With partition it reached 98.8 % test accuracy with 50.7 times fewer bytes on the link" in text
+    assert "uncompressed training (98.8 %)" in text
+    assert not re.search(r"<(script|link|img|iframe)[^>]* (src|href)=", raw)
+    assert "default-src 'none'" in raw
+    assert page.stat().st_size < 2_500_000
+    for word in ("Loss", "Accuracy", "Overflow", "Forecast and regions", "Density", "Where the time of a step goes"):
+        assert word in text
+    for name, _ in re.findall(r'id="(t0-[a-z]+)" (data-section)', raw):
+        assert f'id="{name}"' in raw
+
+
+def test_seeds_are_taken_together_and_a_run_that_goes_on_is_left_out(tmp_path: Path) -> None:
+    for seed in range(3):
+        make_run(tmp_path / f"p{seed}", seed=seed, budget=50.0, quality=0.9 + 0.02 * seed)
+        make_run(tmp_path / f"topk{seed}", "topk", seed=seed, budget=50.0)
+        make_run(tmp_path / f"d{seed}", "dense", seed=seed, budget=50.0)
+    make_run(tmp_path / "p3", steps=5, planned=40, seed=3, budget=50.0)
+    found = groups.gather(runs.find([tmp_path]), "t")
+    assert [group.label for group in found] == ["partition 50\u00d7", "topk 50\u00d7", "dense"]
+    mean, spread = found[0].spread("test_accuracy")
+    assert mean == pytest.approx(0.92 * (1 - math.exp(-6)))
+    assert spread == pytest.approx(0.02 * (1 - math.exp(-6)))
+    text = text_of(write([tmp_path], tmp_path / "report.html"))
+    assert "10 trainings: 3 methods, 1 budget, 4 seeds" in text
+    assert "p3 (5 of 40 steps)" in text
+    assert "91.77 % \u00b1 2.00 %" in text
+    assert "Quality against bytes" in text
+
+
+def test_long_runs_are_thinned_out_and_the_page_says_so(tmp_path: Path) -> None:
+    make_run(tmp_path / "long", steps=4100, every=500)
+    held = tables(groups.gather(runs.find([tmp_path]), "t"))
+    assert held.bucket == 3
+    drawn = held.steps[0][1].data
+    assert len(drawn["loss"]) == 1367
+    assert drawn["step"][-1] == 4100
+    assert len(held.evaluations[0][1].data["step"]) == 9
+    assert "a point of a line stands for up to 3 steps" in text_of(write([tmp_path], tmp_path / "report.html"))
+
+
+FILES = ("run.json", "config.json", "summary.json", "metrics.jsonl", "layers.jsonl", "forecast.jsonl", "phases.json")
+
+
+@pytest.mark.parametrize("missing", FILES)
+@pytest.mark.parametrize("how", ["gone", "cut", "nulls"])
+def test_files_may_be_missing_cut_short_or_full_of_nulls(tmp_path: Path, missing: str, how: str) -> None:
+    folder = make_run(tmp_path / "run", steps=8, every=4)
+    path = folder / missing
+    text = path.read_text()
+    if how == "gone":
+        path.unlink()
+    elif how == "cut":
+        path.write_text(text[: -len(text) // 3])
+    else:
+        path.write_text(re.sub(r"(: |\[|, )-?[0-9.]+(e-?[0-9]+)?(?=[,}\]])", r"\1null", text))
+    assert "Results" in text_of(write([tmp_path], tmp_path / "report.html"))
+
+
+def test_a_run_without_a_step_or_devices_to_talk_to_has_a_page(tmp_path: Path) -> None:
+    empty = tmp_path / "just-begun"
+    empty.mkdir()
+    (empty / "config.json").write_text(json.dumps({"data": {"name": "digits"}, "model": {"name": "conv"}}))
+    assert "No evaluation" in text_of(write([empty], tmp_path / "empty.html"))
+    alone = make_run(tmp_path / "alone", devices=1, steps=1, every=1)
+    assert "on one device" in text_of(write([alone], tmp_path / "alone.html"))
+
+
+def test_a_folder_that_only_holds_runs_is_none_and_each_run_counts_once(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "outer/name/partition", steps=2)
+    (tmp_path / "outer/name/config.json").write_text("{}")
+    assert [found.folder for found in runs.find([tmp_path, run, tmp_path / "outer"])] == [run]
+
+
+def test_bad_paths_are_named_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "nothing").mkdir()
+    for path, says in (("absent", "does not exist"), ("file", "not a folder"), ("nothing", "holds no run")):
+        with pytest.raises(UsageError, match=says):
+            write([tmp_path / path], tmp_path / "report.html")
+    run = make_run(tmp_path / "run", steps=2)
+    with pytest.raises(UsageError, match="--out"):
+        write([run], tmp_path / "file/report.html")
+
+
+def test_the_command_line_needs_no_jax(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", steps=2)
+    code = (
+        "import sys; from train.report.__main__ import main; status = main()\n"
+        "assert not {'jax', 'train.loop', 'gradpart_jax'} & set(sys.modules)\n"
+        "sys.exit(status)"
+    )
+    command = [sys.executable, "-c", code, str(run), "--out", str(tmp_path / "made.html")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "made.html").exists()
+    done = subprocess.run([*command[:3], str(tmp_path / "absent")], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert (
+        done.stderr.strip()
+        == f"error: {tmp_path / 'absent'} does not exist: give a run folder, or a folder that holds some"
+    )
+
+
+BROWSER = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
+)
+# Hears every complaint, works every control, then writes what it found where the dump of the page shows it
+EARS = """<script>
+window.complaints = [];
+for (const kind of ["error", "warn"]) console[kind] = (...words) => complaints.push(words.join(" "));
+addEventListener("error", (event) => complaints.push(event.message));
+addEventListener("unhandledrejection", (event) => complaints.push(`${event.reason}`));
+addEventListener("securitypolicyviolation", (event) => complaints.push(event.violatedDirective));
+</script>"""
+# A window cannot be as narrow as a phone, a frame can
+FRAME = """<!DOCTYPE html><title></title><iframe src="{page}" style="width: {width}px; height: 900px; border: 0"></iframe>
+<script>addEventListener("message", (event) => {{ document.title = event.data; }});</script>"""
+HANDS = """<script>
+(async () => {
+  const pause = (time) => new Promise((done) => setTimeout(done, time));
+  while (!document.documentElement.dataset.ready) await pause(50);
+  const all = (where) => [...document.querySelectorAll(where)];
+  const canvases = (node) => [...(node.shadowRoot ?? node).querySelectorAll("*")].flatMap((one) =>
+    one.tagName === "CANVAS" ? [one] : one.shadowRoot ? canvases(one) : []);
+  const drawn = (chart) => canvases(chart).some((one) => one.width && one.height &&
+    new Uint32Array(one.getContext("2d").getImageData(0, 0, one.width, one.height).data.buffer).some((dot) => dot));
+  const blank = () => all(".chart:not([hidden])").filter((chart) => !drawn(chart)).length;
+  const found = { charts: all(".chart").length, blank: [], wide: 0 };
+  const look = async () => {
+    // A chart that was hidden is laid out anew before it is drawn
+    for (let wait = 0; wait < 20 && (wait < 3 || blank()); wait++) await pause(100);
+    found.blank.push(blank());
+    found.wide = Math.max(found.wide, document.documentElement.scrollWidth - innerWidth);
+  };
+  await look();
+  for (const button of all("[data-toggle]")) { button.click(); }
+  await look();
+  for (const button of all("[data-toggle]")) { button.click(); }
+  for (const radio of all("[data-radios] input")) { radio.click(); await look(); }
+  for (const field of all("select, [type=range]")) {
+    field.value = field.max ?? field.options[field.options.length - 1].value;
+    for (const kind of ["input", "change"]) field.dispatchEvent(new Event(kind));
+    await look();
+  }
+  found.said = all("[data-said]").map((one) => one.textContent).join();
+  found.width = innerWidth;
+  found.complaints = complaints;
+  parent.postMessage(JSON.stringify(found), "*");
+})();
+</script>"""
+
+
+def browse(page: Path, width: int, profile: Path) -> dict[str, Any]:
+    """Open a page in a browser that sees no network, and say what it found."""
+    probed = profile / "probed.html"
+    profile.mkdir()
+    (profile / "frame.html").write_text(FRAME.format(page=probed.as_uri(), width=width))
+    probed.write_text(page.read_text().replace("</title>", f"</title>{EARS}", 1) + HANDS)
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+    options += ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars"]
+    options += [f"--user-data-dir={profile / 'profile'}", "--window-size=1500,1000"]
+    command = [BROWSER, *options, "--virtual-time-budget=60000", "--dump-dom", (profile / "frame.html").as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    title = re.search(r"<title>(\{.*?\})</title>", done.stdout)
+    assert title, done.stderr[-2000:]
+    return json.loads(title[1])
+
+
+@pytest.mark.skipif(not BROWSER, reason="no Chromium is installed: the page's look cannot be checked")
+@pytest.mark.parametrize("width", [1400, 390])
+def test_a_browser_draws_every_chart_without_complaint(tmp_path: Path, width: int) -> None:
+    many = tuple(f"Transformer_0/Block_{at}/MultiHeadAttention_0/query/kernel" for at in range(161))
+    for seed in range(2):
+        make_run(tmp_path / f"runs/p{seed}", seed=seed, budget=50.0, layers=many)
+        make_run(
+            tmp_path / f"runs/q{seed}", "topk", steps=20 + 20 * seed, planned=40, seed=seed, budget=100.0, layers=many
+        )
+    make_run(tmp_path / "runs/dense", "dense", layers=many)
+    found = browse(write([tmp_path / "runs"], tmp_path / "report.html"), width, tmp_path / "browser")
+    assert found["complaints"] == []
+    assert found["width"] == width
+    assert found["wide"] <= 0
+    assert found["charts"] == 25
+    assert found["blank"] == [0] * len(found["blank"])
+    assert "lie in the key region" in found["said"]

@@ -1,0 +1,65 @@
+"""Refusing what cannot work, in one line each, before anything is computed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from train import folders, methods, models
+from train.config import Config
+from train.errors import UsageError
+
+
+def check(config: Config) -> None:
+    """Check a configuration.
+
+    Args:
+      config: settled.
+
+    Raises:
+      UsageError: names the option, the value got and the remedy.
+    """
+    from gradpart_jax import ENTROPY_RULES, FAMILIES
+
+    task, training, exchange, output = config.task, config.training, config.exchange, config.output
+    for option, value, choices in (
+        ("--model", task.model, tuple(models.MODELS)),
+        ("--family", exchange.family, tuple(FAMILIES)),
+        ("--entropy-rule", exchange.entropy_rule, tuple(ENTROPY_RULES)),
+    ):
+        if value not in choices:
+            raise UsageError(f"{option} {value} is unknown: choose one of {', '.join(choices)}")
+    methods.parse(exchange.method)
+    many = 2**31 - 1
+    limits: tuple[tuple[str, Any, float, float], ...] = (
+        ("--image-size", task.image_size, 4, 1024),
+        ("--window", task.window, 2, 2**16),
+        ("--width", task.width, 1, 2**16),
+        ("--layers", task.layers, 1, 1000),
+        ("--heads", task.heads, 1, 1000),
+        ("--devices", config.devices, 1, 1024),
+        ("--steps", training.steps, 1, many),
+        ("--batch", training.batch, 1, 2**20),
+        ("--accumulate", training.accumulate, 1, 2**20),
+        ("--learning-rate", training.learning_rate, 1e-12, 1e6),
+        ("--momentum", training.momentum, 0.0, 0.9999),
+        ("--weight-decay", training.weight_decay, 0.0, 1.0),
+        ("--rise", training.rise, 0.0, 0.5),
+        ("--clip", training.clip, 1e-12, 1e12),
+        ("--seed", training.seed, 0, many - 1),
+        ("--ratio", exchange.ratio, 1.0, 1e5),
+        ("--warmup-steps", exchange.warmup_steps, 0, many),
+        ("--momentum-correction", exchange.momentum_correction, 0.0, 0.9999),
+        ("--eval-every", output.eval_every, 1, many),
+        ("--checkpoint-every", output.checkpoint_every, 0, many),
+    )
+    for option, value, least, most in limits:
+        if value is not None and not least <= value <= most:
+            raise UsageError(f"{option} {value:g} is out of range: give {least:g} to {most:g}")
+    parts = config.devices * training.accumulate
+    if training.batch % parts:
+        near = max(parts, round(training.batch / parts) * parts)
+        among = f"--devices {config.devices}" + (
+            f" times --accumulate {training.accumulate}" if training.accumulate > 1 else ""
+        )
+        raise UsageError(f"--batch {training.batch} does not divide among {among}: use --batch {near}")
+    folders.check(config)

@@ -1,0 +1,269 @@
+"""`python -m train.compare`: the same training by several methods, budgets and seeds, at equal link bits."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from train import methods, options, report
+from train.config import Config, change, groups
+from train.errors import UsageError, status_of
+from train.log import amount, plain
+
+PROG = "train.compare"
+FILE = "comparison.json"
+WANTED = "wanted.json"
+INSTEAD = {
+    "--ratio": "--budgets",
+    "--method": "--methods",
+    "--dense-reference": "--methods",
+    "--no-dense-reference": "--methods",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison(Config):
+    """Train by several methods at equal link bits, several seeds each, and set the results side by side.
+
+    A budget is a link ratio: how many times fewer bits leave a device than in uncompressed training. Every training is
+    a run folder of its own; with --resume, finished ones are left as they are and the interrupted one goes on, and
+    more methods, budgets and seeds may be named than before.
+    """
+
+    methods: str = "dense,partition"
+    """Methods, separated by commas, with options where wanted: dense,partition:rungs=2,family=gamma."""
+    budgets: str = "30,100"
+    """Link ratios, separated by commas; dense has none and runs once a seed."""
+    seeds: int = 3
+    """Trainings of each method and budget, with seeds from --seed on."""
+
+
+class Entry(NamedTuple):
+    """One training of a comparison."""
+
+    label: methods.Label
+    budget: float | None  # link ratio; None where the method has none
+    ratio: float  # payload ratio that meets it
+    seed: int
+
+    @property
+    def folder(self) -> str:
+        """The name of its run folder."""
+        return f"{self.label.folder}-{self.budget or 1:g}x-seed{self.seed}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program.
+
+    Args:
+      arguments: of the command line; None takes the process's own.
+
+    Returns:
+      The exit status: 0, 1 where training broke down, 2 for a mistake in the options, 130 for Ctrl-C.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+
+    def work() -> None:
+        comparison = parse(given)
+        from train import check, folders
+        from train.main import with_devices
+
+        comparison = with_devices(comparison)
+        check.check(comparison)
+        # Dependencies' warnings tell a user of this program nothing.
+        warnings.simplefilter("ignore")
+        run(comparison, Console(), folders.command(PROG, given))
+
+    return status_of(work)
+
+
+def parse(arguments: Sequence[str]) -> Comparison:
+    """Parse a command line; a comparison that goes on keeps the settings it was started with.
+
+    Args:
+      arguments: of the command line.
+
+    Returns:
+      A Comparison, not settled.
+
+    Raises:
+      UsageError: a configuration file is wrong, or an option has no meaning here.
+    """
+    for option, instead in INSTEAD.items():
+        if any(argument.partition("=")[0] == option for argument in arguments):
+            raise UsageError(f"{option} has no meaning in a comparison: give {instead}")
+
+    def of(config: Config, **kept: Any) -> Comparison:
+        parts = {group: getattr(config, group) for group in groups()}
+        found = options.parse(arguments, f"python -m {PROG}", Comparison, Comparison(**parts, **kept))
+        return change(found, name=found.output.name or f"compare-{found.task.data.replace('/', '-')}")
+
+    base = options.defaults(arguments)
+    found = of(base)
+    kept = found.folder / "config.json"
+    if found.start.resume and kept.exists():
+        base, wanted = change(base, **options.read(kept, "--resume")), {}
+        if (found.folder / WANTED).exists():
+            wanted = json.loads((found.folder / WANTED).read_text())
+        found = of(base, **{key: wanted[key] for key in ("methods", "budgets", "seeds") if key in wanted})
+    return found
+
+
+def plan(comparison: Comparison) -> list[Entry]:
+    """List all trainings.
+
+    Args:
+      comparison: settled.
+
+    Returns:
+      Entries; those that differ in the seed alone follow one another.
+
+    Raises:
+      UsageError: a method, a budget or the number of seeds is wrong.
+    """
+    if comparison.devices < 2:
+        raise UsageError("--devices 1 has no link to compare on: use 2 or more")
+    if not 1 <= comparison.seeds <= 1000:
+        raise UsageError(f"--seeds {comparison.seeds} is out of range: give 1 to 1000")
+    budgets = list(_budgets(comparison.budgets))
+    entries = []
+    for label in methods.parse_many(comparison.methods):
+        translate = label.method.payload_ratio
+        for budget in budgets if translate else [None]:
+            ratio = 1.0 if translate is None or budget is None else translate(budget, comparison.devices)
+            if not 1 <= ratio <= 1e5:
+                raise UsageError(
+                    f"--budgets {budget:g} asks of {label.text} a payload ratio of {ratio:g} on {comparison.devices} "
+                    "devices, and 1 to 100000 is possible: choose another budget"
+                )
+            # Refused here what a method will not do, and not after hours
+            methods.build(label, comparison.exchange, "devices", ratio)
+            seeds = range(comparison.training.seed, comparison.training.seed + comparison.seeds)
+            entries += [Entry(label, budget, ratio, seed) for seed in seeds]
+    return entries
+
+
+def run(comparison: Comparison, console: Console, command: str = "compare.run") -> list[dict[str, Any]]:
+    """Train what has not been trained yet, and write the table and the report.
+
+    Args:
+      comparison: settled and checked.
+      console: to draw on.
+      command: that started this.
+
+    Returns:
+      Rows of the table, as in comparison.json.
+
+    Raises:
+      UsageError: something asked for cannot be done.
+      NonFiniteError: a loss is not finite any more.
+      KeyboardInterrupt: somebody asked for the end.
+    """
+    from train import folders, loop
+    from train.program import Program, prepare
+
+    entries = plan(comparison)
+    dataset = loop.load(comparison)
+    folders.make(comparison)
+    wanted = {"methods": comparison.methods, "budgets": comparison.budgets, "seeds": comparison.seeds}
+    options.write_json(wanted, comparison.folder / WANTED)
+    console.print(f"{len(entries)} trainings in {comparison.folder}", soft_wrap=True, highlight=False)
+    summaries: list[dict[str, Any]] = []
+    program: Program | None = None
+    last: Entry | None = None
+    for number, entry in enumerate(entries, 1):
+        console.rule(f"{number} of {len(entries)}: {entry.folder}")
+        fresh = program is None or last is None or entry._replace(seed=last.seed) != last
+        if program is None or fresh:
+            program, last = prepare(comparison, dataset, entry.label, entry.ratio), entry
+        settings = change(comparison, seed=entry.seed, ratio=entry.ratio, method=entry.label.text)
+        one = loop.Run(settings, comparison.folder / entry.folder, command, entry.budget)
+        summaries.append(loop.train(one, program, dataset, console, header=fresh))
+    rows = tabulate(entries, summaries)
+    options.write_json(plain(rows), comparison.folder / FILE)
+    console.print(table(rows, dataset.kind))
+    page = report.write([comparison.folder / entry.folder for entry in entries], comparison.folder / "report.html")
+    console.print(f"report: {page}", soft_wrap=True, highlight=False)
+    return rows
+
+
+def tabulate(entries: Sequence[Entry], summaries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Average over seeds.
+
+    Args:
+      entries: of `plan`.
+      summaries: one an entry.
+
+    Returns:
+      A row a method and budget: mean and spread (standard deviation) of each figure.
+    """
+    rows: list[dict[str, Any]] = []
+    for key in dict.fromkeys((entry.label.text, entry.budget) for entry in entries):
+        own = [s for entry, s in zip(entries, summaries, strict=True) if (entry.label.text, entry.budget) == key]
+        row: dict[str, Any] = {"method": key[0], "budget": key[1], "seeds": [s["seed"] for s in own]}
+        for figure in ("test_accuracy", "test_loss", "link_ratio", "payload_ratio", "link_bytes", "seconds"):
+            values = np.array([np.nan if s[figure] is None else s[figure] for s in own], float)
+            spread = float(values.std(ddof=1)) if len(values) > 1 else None
+            row[figure] = {"mean": float(values.mean()), "spread": spread}
+        rows.append(row)
+    return rows
+
+
+def table(rows: Sequence[dict[str, Any]], kind: str) -> Table:
+    """Draw the rows.
+
+    Args:
+      rows: of `tabulate`.
+      kind: of the data; of text no accuracy is shown.
+
+    Returns:
+      A table to print.
+    """
+    seeds = {len(row["seeds"]) for row in rows}
+    made = Table(title=f"mean and standard deviation over {max(seeds)} seeds; bytes are what leaves one device")
+    made.add_column("method", overflow="fold")
+    shown = [("loss", "test_loss", "{:.3f}"), ("link ratio", "link_ratio", "{:.1f}")]
+    if kind == "image":
+        shown.insert(0, ("accuracy, %", "test_accuracy", "{:.2f}"))
+    for name in ("budget", *[name for name, _, _ in shown], "link bytes"):
+        made.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        budget = "-" if row["budget"] is None else f"{row['budget']:g} x"
+        figures = [_figure(row[key], form, 100.0 if key == "test_accuracy" else 1.0) for _, key, form in shown]
+        made.add_row(escape(row["method"]), budget, *figures, amount(row["link_bytes"]["mean"]))
+    return made
+
+
+def _figure(value: dict[str, float | None], form: str, factor: float) -> str:
+    mean, spread = value["mean"], value["spread"]
+    text = "-" if mean is None else form.format(factor * mean)
+    return text if spread is None else f"{text} ± {form.format(factor * spread)}"
+
+
+def _budgets(text: str) -> Iterator[float]:
+    seen: set[float] = set()
+    for piece in filter(None, (piece.strip() for piece in text.split(","))):
+        try:
+            budget = float(piece)
+        except ValueError:
+            raise UsageError(f"--budgets {piece!r} is no number: give link ratios such as 30,100") from None
+        if not 1 <= budget <= 1e5:
+            raise UsageError(f"--budgets {piece} is out of range: give link ratios of 1 to 100000")
+        if budget not in seen:
+            seen.add(budget)
+            yield budget
+    if not seen:
+        raise UsageError("--budgets is empty: give link ratios such as 30,100")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""Opening a data set of tfds by name, without TensorFlow."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from train.config import EMBEDDED
+from train.data import images, texts
+from train.data.sets import Dataset
+from train.errors import UsageError
+
+TESTED_ON = ("test", "validation")  # splits that can serve to test on, the better one first
+HELD_OUT = 10  # percent of the training examples to test on where there is no such split
+
+
+def load(name: str, data_dir: Path | None, *, image_size: int | None = None, window: int = texts.WINDOW) -> Dataset:
+    """Prepare an embedded data set, or open a prepared one of tfds.
+
+    Tested on is the split `test`, else, also where that has no labels, `validation`, else the last tenth of `train`.
+
+    Args:
+      name: digits, stdlib, or a name that tfds knows: of images with labels, or of text.
+      data_dir: where it lies; None for tfds' own folder.
+      image_size: side that images are brought to; None leaves those of one fixed size as they are.
+      window: bytes of text that an example has.
+
+    Returns:
+      Dataset.
+
+    Raises:
+      UsageError: the data set is unknown or not prepared, or has neither images with labels nor text.
+    """
+    with quiet():
+        builder = _builder(name, data_dir)
+        keys, text = images.keys_of(builder.info), texts.key_of(builder.info)
+        if keys:
+            return images.dataset(name, builder.info, keys, *_sources(name, builder, data_dir, keys[1]), image_size)
+        if text:
+            return texts.dataset(name, text, *_sources(name, builder, data_dir, None), window)
+    raise UsageError(
+        f"--data {name} has neither images with one label each nor text, but {', '.join(builder.info.features)}: "
+        "choose another set"
+    )
+
+
+def _builder(name: str, data_dir: Path | None) -> Any:
+    import tensorflow_datasets as tfds
+
+    where = {"data_dir": str(data_dir)} if data_dir else {}
+    if name not in EMBEDDED:
+        try:
+            return tfds.builder(name, **where)
+        except (tfds.core.DatasetNotFoundError, ValueError, AttributeError) as error:
+            raise UsageError(
+                f"--data {name} is unknown to tfds: {', '.join(EMBEDDED)} are embedded, "
+                "and tensorflow.org/datasets lists the others"
+            ) from error
+        except ImportError as error:
+            reason = " ".join(str(error).split())
+            raise UsageError(f"--data {name} needs a package that is not there ({reason}): install it") from error
+    from train.datasets.digits import GradpartDigits
+    from train.datasets.stdlib import GradpartStdlib
+
+    make = GradpartDigits if name == "digits" else GradpartStdlib
+    builder = make(**where, file_format="array_record")
+    try:
+        builder.download_and_prepare(file_format="array_record")
+    except OSError as error:
+        # Where several processes prepare it at once, one of them is the first to put it in place.
+        builder = make(**where, file_format="array_record")
+        if not builder.is_prepared():
+            raise UsageError(
+                f"--data {name} cannot be written to {builder.data_dir} ({error.strerror or error}): "
+                "choose another --data-dir"
+            ) from error
+    return builder
+
+
+def _sources(name: str, builder: Any, data_dir: Path | None, label: str | None) -> tuple[Any, Any]:
+    splits = tuple(builder.info.splits) or ("train", "test")
+    if "train" not in splits:
+        raise UsageError(f"--data {name} has no training split, but {', '.join(splits)}: choose another set")
+    try:
+        train = builder.as_data_source(split="train")
+        for split in TESTED_ON:
+            if split in splits:
+                test = builder.as_data_source(split=split)
+                # Some contests keep the test labels to themselves, and say -1.
+                if len(test) and (label is None or test[0][label] >= 0):
+                    return train, test
+        kept = 100 - HELD_OUT
+        train, test = (builder.as_data_source(split=part) for part in (f"train[:{kept}%]", f"train[{kept}%:]"))
+    except (NotImplementedError, ValueError, AssertionError, OSError) as error:
+        prepare = f"tfds build {name} --file_format=array_record" + (f" --data_dir={data_dir}" if data_dir else "")
+        raise UsageError(
+            f"--data {name} is not prepared as array_record: run `pip install -e '.[tfds]' && {prepare}` once, "
+            f"or use an embedded set ({', '.join(EMBEDDED)})"
+        ) from error
+    if not len(train) or not len(test):
+        raise UsageError(f"--data {name} has too few examples to learn from and to test on: choose another set")
+    return train, test
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep tfds from drawing progress bars, printing and logging what tells a user of this program nothing."""
+    import tensorflow_datasets as tfds
+
+    tfds.disable_progress_bar()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    loggers = [logging.getLogger(), logging.getLogger("absl")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

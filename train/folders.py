@@ -1,0 +1,225 @@
+"""Run folders: never overwritten silently, and gone on with only under the settings they were started with."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax
+import jax
+import optax
+
+import gradpart_jax as gp
+from train import options
+from train.config import Config
+from train.errors import UsageError
+
+# What may differ when a run goes on; all else makes it another training.
+MAY_CHANGE = {
+    "preset",
+    "data_dir",
+    "devices",
+    "steps",
+    "eval_every",
+    "checkpoint_every",
+    "tensorboard",
+    "profile",
+    "phases",
+    "dense_reference",
+    "workdir",
+    "name",
+}
+
+
+def check(config: Config) -> None:
+    """Refuse a folder that exists where nobody said what to do with it, or that cannot be written to.
+
+    Args:
+      config: settled.
+
+    Raises:
+      UsageError: names the option and the remedy.
+    """
+    folder, start = config.folder, config.start
+    if start.resume and start.overwrite:
+        raise UsageError("--resume and --overwrite contradict each other: give one of them")
+    if start.resume and not folder.exists():
+        raise UsageError(f"--resume: there is no run folder {folder}: leave --resume out to start one")
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--name: {folder} is a file: choose another --name")
+    if folder.exists() and any(folder.iterdir()) and not (start.overwrite or start.resume):
+        raise UsageError(
+            f"run folder {folder} exists: go on with --resume, replace it with --overwrite, or choose another --name"
+        )
+    if start.overwrite and folder.exists() and any(folder.iterdir()) and not (folder / "config.json").exists():
+        raise UsageError(f"--overwrite: {folder} holds no config.json, so it is no run folder: choose another --name")
+    parent = folder
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UsageError(f"--workdir {config.output.workdir} cannot be written to: choose another folder")
+
+
+def make(config: Config) -> None:
+    """Make the program's folder, after `check`.
+
+    Args:
+      config: settled.
+
+    Raises:
+      UsageError: it cannot be made, or what is in it was started with other settings.
+    """
+    path = config.folder / "config.json"
+    if config.start.resume and path.exists():
+        _agree(config, config.folder)
+    try:
+        if config.start.overwrite and config.folder.exists():
+            shutil.rmtree(config.folder)
+        config.folder.mkdir(parents=True, exist_ok=True)
+        options.write(config, path)
+    except OSError as error:
+        raise UsageError(f"--workdir {config.output.workdir} cannot be written to ({error}): choose another") from error
+
+
+def enter(config: Config, folder: Path, notice: Callable[[str], None]) -> dict[str, Any] | None:
+    """Make one run's folder, or check that the run in it is this one.
+
+    Args:
+      config: settled.
+      folder: of the run.
+      notice: is told what settings changed.
+
+    Returns:
+      The summary where the run has finished all its steps, else None.
+
+    Raises:
+      UsageError: the run was started with other settings.
+    """
+    path = folder / "config.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        differ = _agree(config, folder)
+        told = [f"{key} {old} became {new}" for key, (new, old) in differ.items() if key in ("devices", "steps")]
+        if told:
+            notice(f"going on with other settings: {', '.join(told)}")
+    summary = finished(folder)
+    if summary is not None and summary["steps"] >= config.training.steps:
+        return summary
+    options.write(config, path)
+    (folder / "summary.json").unlink(missing_ok=True)
+    return None
+
+
+def _agree(config: Config, folder: Path) -> dict[str, tuple[Any, Any]]:
+    """Compare with the settings that a folder was started with; refuse those that make it another training."""
+    differ = options.differences(config, options.read(folder / "config.json", "--resume"))
+    for key, (new, old) in differ.items():
+        if key not in MAY_CHANGE:
+            option = "--" + key.replace("_", "-")
+            raise UsageError(
+                f"--resume: {option} {new} differs from {old}, with which {folder} was started: "
+                f"leave {option} out, or choose another --name"
+            )
+    return differ
+
+
+def finished(folder: Path) -> dict[str, Any] | None:
+    """Read a run's summary.
+
+    Args:
+      folder: of the run.
+
+    Returns:
+      The summary; None where the run has not finished.
+    """
+    try:
+        found = json.loads((folder / "summary.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.get("status") == "finished" else None
+
+
+def describe(
+    config: Config, method: str, kind: str, ratio: float, budget: float | None, params: Any, command: str
+) -> dict[str, Any]:
+    """Put together a run's header, as in run.json.
+
+    Args:
+      config: settled.
+      method: label as given.
+      kind: of the method.
+      ratio: payload ratio expected.
+      budget: link ratio asked for, or None.
+      params: of the model.
+      command: that started it.
+
+    Returns:
+      The header.
+    """
+    sizes = [int(x.size) for x in jax.tree.leaves(params)]
+    devices, dense = config.devices, 4.0 * sum(sizes)
+    return {
+        "method": method,
+        "kind": kind,
+        "command": command,
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": {
+            "gradpart_jax": gp.__version__,
+            "jax": jax.__version__,
+            "flax": flax.__version__,
+            "optax": optax.__version__,
+        },
+        "device_kind": jax.devices()[0].device_kind,
+        "devices": devices,
+        "processes": jax.process_count(),
+        "data": config.task.data,
+        "model": config.task.model,
+        "parameters": sum(sizes),
+        "segments": list(gp.segment_names(params)),
+        "sizes": sizes,
+        "seed": config.training.seed,
+        "budget": budget,
+        "dense_payload_bytes": dense,
+        "dense_link_bytes": dense * 2 * (devices - 1) / devices,
+        "expected_payload_bytes": dense / ratio,
+    }
+
+
+def keep_header(header: dict[str, Any], folder: Path, done: int) -> None:
+    """Write run.json; a run that goes on keeps when and how it was started, and notes each start after.
+
+    Args:
+      header: of `describe`.
+      folder: of the run.
+      done: steps already done.
+    """
+    path = folder / "run.json"
+    if done and path.exists():
+        first = json.loads(path.read_text())
+        again = {"step": done, **{key: header[key] for key in ("command", "started", "devices")}}
+        header = header | {
+            "command": first["command"],
+            "started": first["started"],
+            "resumed": [*first.get("resumed", []), again],
+        }
+    options.write_json(header, path)
+
+
+def command(module: str, arguments: Sequence[str] | None) -> str:
+    """Write the command line that started this.
+
+    Args:
+      module: run by python -m.
+      arguments: given to it; None takes the process's own.
+
+    Returns:
+      The command.
+    """
+    return shlex.join(["python", "-m", module, *(sys.argv[1:] if arguments is None else arguments)])

@@ -1,0 +1,83 @@
+"""Going on with another number of devices: what each device owed is owed by the new ones, all of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from train.step import State
+
+
+def redistribute(state: State, axes: State, devices: int) -> tuple[State, str | None]:
+    """Give a state that was saved by one number of devices to another number.
+
+    Memories are dealt out so that their sum over devices stays the same: fewer devices each take several over, more
+    devices begin with nothing owed. Where memories are added, what float32 cannot hold on one device is handed to the
+    next, so that the sum is exact but for the last one's rounding. Running batch statistics are averaged.
+
+    Args:
+      state: numpy arrays, with the device axis they were saved with.
+      axes: of `step.axes_of`.
+      devices: to go on with.
+
+    Returns:
+      The state for the new devices, and what was done in words; None where the number is the same.
+    """
+    sized = [
+        x.shape[0]
+        for x, axis in zip(jax.tree.leaves(state), jax.tree.leaves(axes, is_leaf=_is_none), strict=True)
+        if axis == 0 and x.size
+    ]
+    before = sized[0] if sized else devices
+    if before == devices:
+        return state, None
+
+    def deal(x: np.ndarray, axis: int | None) -> np.ndarray:
+        return x if axis is None or not x.size else share(x, devices)
+
+    def average(x: np.ndarray) -> np.ndarray:
+        return np.broadcast_to(x.mean(axis=0, dtype=np.float64).astype(x.dtype), (devices, *x.shape[1:]))
+
+    opt_state = jax.tree.map(deal, state.opt_state, axes.opt_state, is_leaf=_is_none)
+    batch_stats = jax.tree.map(average, state.batch_stats)
+    way = (
+        f"each takes over the memories of up to {-(-before // devices)}"
+        if devices < before
+        else f"{devices - before} of them begin with an empty one"
+    )
+    return (
+        State(state.params, opt_state, batch_stats, state.key),
+        f"{before} devices became {devices}: {way}; the sum of memories is the same, and each batch divides anew",
+    )
+
+
+def share(x: np.ndarray, devices: int) -> np.ndarray:
+    """Deal rows out to another number of rows with the same sum.
+
+    Args:
+      x: float[W, ...].
+      devices: rows wanted.
+
+    Returns:
+      float[devices, ...].
+
+    >>> share(np.float32([[1], [2], [3]]), 2).tolist()
+    [[4.0], [2.0]]
+    >>> share(np.float32([[1], [2]]), 3).tolist()
+    [[1.0], [2.0], [0.0]]
+    """
+    if devices >= len(x):
+        return np.concatenate([x, np.zeros((devices - len(x), *x.shape[1:]), x.dtype)])
+    rows = []
+    rest = np.zeros(x.shape[1:], np.float64)
+    for device in range(devices):
+        owed = x[device::devices].sum(axis=0, dtype=np.float64) + rest
+        rows.append(owed.astype(x.dtype))
+        rest = owed - rows[-1]
+    return np.stack(rows)
+
+
+def _is_none(x: Any) -> bool:
+    return x is None

@@ -1,0 +1,147 @@
+"""What a run shows: its header, a live line with speed and time left, and tables of results."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from train.log import amount
+
+RECENT = 50  # steps that the speed shown is of
+
+
+class Screen:
+    """A progress bar, for the length of a with-block; where there is no terminal, a line an evaluation.
+
+    Args:
+      console: to draw on.
+      title: of the bar.
+      start: steps already done.
+      steps: in all.
+    """
+
+    def __init__(self, console: Console, title: str, start: int, steps: int) -> None:
+        self._console, self._title, self._steps = console, title, steps
+        self._times: deque[float] = deque(maxlen=RECENT + 1)
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=12 if console.width < 110 else 32),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[says]}"),
+            TextColumn("{task.fields[speed]}"),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task(
+            escape(title), total=steps, completed=start, says="compiling ...", speed=""
+        )
+
+    def __enter__(self) -> Screen:
+        """Start drawing."""
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop drawing."""
+        self._progress.stop()
+
+    def step(self, line: dict[str, Any]) -> None:
+        """Move the bar.
+
+        Args:
+          line: of metrics.jsonl.
+        """
+        self._times.append(time.perf_counter())
+        says = f"loss {line['loss']:.3f} acc {line['accuracy']:4.0%} {line['payload_ratio']:.0f}x"
+        speed = f"{self._speed():.1f} steps/s"
+        self._progress.update(self._task, completed=line["step"], says=says, speed=speed)
+        if "test_loss" in line and not self._console.is_terminal:
+            self._console.print(
+                f"{escape(self._title)}: step {line['step']} of {self._steps}, {says}, "
+                f"test loss {line['test_loss']:.4f}, test accuracy {line['test_accuracy']:.2%}, {speed}",
+                soft_wrap=True,
+            )
+
+    def says(self, text: str) -> None:
+        """Say a line above the bar."""
+        self._console.print(text, soft_wrap=True)
+
+    def _speed(self) -> float:
+        return (len(self._times) - 1) / max(self._times[-1] - self._times[0], 1e-9)
+
+
+def header(console: Console, run: dict[str, Any], config: dict[str, Any]) -> None:
+    """Say what is about to be trained.
+
+    Args:
+      console: to draw on.
+      run: contents of run.json.
+      config: contents of config.json.
+    """
+    rows = {
+        "command": run["command"],
+        "devices": f"{run['devices']} of {run['device_kind']}"
+        + (f", {run['processes']} processes" if run["processes"] > 1 else ""),
+        "task": f"{run['model']} of {run['parameters']:,} parameters in {len(run['sizes'])} leaves on {run['data']}",
+        "steps": f"{config['steps']}, batch {config['batch']}"
+        + (f" in {config['accumulate']} parts" if config["accumulate"] > 1 else "")
+        + f", {config['optimizer']} at {config['learning_rate']:g}, {config['schedule']}",
+        "exchange": f"about {amount(run['expected_payload_bytes'])} a step and device, "
+        f"uncompressed {amount(run['dense_payload_bytes'])}",
+    }
+    console.print(f"[bold]{escape(run['method'])}[/]", highlight=False)
+    for name, value in rows.items():
+        console.print(f"  {name:<9} {escape(value)}", highlight=False, soft_wrap=True)
+
+
+def summary_table(summaries: Sequence[dict[str, Any]]) -> Table:
+    """Set the runs of one training side by side.
+
+    Args:
+      summaries: of `loop.train`.
+
+    Returns:
+      A table to print.
+    """
+    rows: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
+        ("test accuracy", lambda s: number(s["test_accuracy"], "{:.2%}")),
+        ("test loss", lambda s: number(s["test_loss"], "{:.4f} nats")),
+        ("payload a step", lambda s: amount(s["payload_bytes"] / s["steps"])),
+        ("payload in all", lambda s: amount(s["payload_bytes"])),
+        ("payload ratio", lambda s: f"{s['payload_ratio']:.1f} x"),
+        ("  after warm-up", lambda s: f"{s['steady_payload_ratio']:.1f} x"),
+        ("link a step", lambda s: amount(s["link_bytes"] / s["steps"])),
+        ("link in all", lambda s: amount(s["link_bytes"])),
+        ("link ratio", lambda s: f"{s['link_ratio']:.1f} x"),
+        ("  after warm-up", lambda s: f"{s['steady_link_ratio']:.1f} x"),
+        ("forecast error", lambda s: number(s["forecast_error"], "{:.1%}")),
+        ("training time", lambda s: f"{s['seconds']:.1f} s"),
+    )
+    made = Table(title="bytes are one device's; forecast error is the median of |exact / forecast threshold - 1|")
+    made.add_column("")
+    for summary in summaries:
+        made.add_column(escape(summary["method"]), justify="right")
+    for name, value in rows:
+        made.add_row(name, *[value(s) for s in summaries])
+    return made
+
+
+def number(value: float | None, form: str) -> str:
+    """Write a number for people, or a dash where there is none.
+
+    >>> number(0.5, "{:.0%}"), number(None, "{:.0%}")
+    ('50%', '-')
+    """
+    return "-" if value is None else form.format(value)

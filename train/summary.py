@@ -1,0 +1,47 @@
+"""What came of a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+def summarise(
+    header: dict[str, Any], lines: list[dict[str, Any]], scores: tuple[float, float], warmup_steps: int
+) -> dict[str, Any]:
+    """Sum a finished run up.
+
+    Args:
+      header: of run.json.
+      lines: of metrics.jsonl.
+      scores: test loss and accuracy at the end.
+      warmup_steps: first steps exchanged uncompressed.
+
+    Returns:
+      The summary, as in summary.json.
+    """
+    last = lines[-1]
+    steady = lines[min(warmup_steps, len(lines) - 1) :]
+    ratios = {key: float(np.mean([1 / line[key] for line in steady])) for key in ("payload_ratio", "link_ratio")}
+    forecast = header["kind"] == "partition"
+    errors = [abs(np.expm1(line["forecast_error"])) for line in steady if line["forecast_error"] is not None]
+    return {
+        "method": header["method"],
+        "data": header["data"],
+        "model": header["model"],
+        "seed": header["seed"],
+        "steps": last["step"],
+        "parameters": header["parameters"],
+        "test_loss": scores[0],
+        "test_accuracy": scores[1],
+        "payload_bytes": last["payload_bytes"],
+        "link_bytes": last["link_bytes"],
+        "payload_ratio": header["dense_payload_bytes"] * last["step"] / last["payload_bytes"],
+        "link_ratio": header["dense_link_bytes"] * last["step"] / last["link_bytes"] if last["link_bytes"] else 1.0,
+        "steady_payload_ratio": 1 / ratios["payload_ratio"],
+        "steady_link_ratio": 1 / ratios["link_ratio"],
+        "forecast_error": float(np.median(errors)) if forecast and errors else None,
+        "seconds": last["seconds"],
+        "status": "finished",
+    }
