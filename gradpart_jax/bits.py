@@ -130,8 +130,8 @@ def select(words: jax.Array, capacity: int) -> tuple[jax.Array, jax.Array]:
         place += beyond
         word = jnp.where(beyond, blocks[block * BLOCK + i], word)
         before = jnp.where(beyond, seen, before)
-    place = place * WORD + nth_bit(word, rank - before)
-    return jnp.where(slot < ends[-1], place, size), ends[-1]
+    place = stored(place) * WORD + nth_bit(stored(word), stored(rank - before))
+    return stored(jnp.where(slot < ends[-1], place, size)), ends[-1]
 
 
 def keep(words: jax.Array, capacity: int | jax.Array, turn: jax.Array) -> jax.Array:

@@ -59,11 +59,11 @@ def choose(
     crowded = count > room
     words = jax.lax.cond(crowded, lambda w: keep(thin(w, room, turn), room, turn), lambda w: w, words)
     positions, found = select(words, room)
-    values = gather(vector, positions)
+    values = stored(gather(vector, positions))
     finite = jnp.all(jnp.isfinite(values))
     if room < layout.total:
         finite &= jax.lax.cond(crowded, lambda v: jnp.all(jnp.isfinite(v)), lambda _: jnp.bool_(True), vector)
-    values = jnp.nan_to_num(values)
+    values = stored(jnp.nan_to_num(values))
     segment = segment_of(positions, layout)
     score = jnp.abs(values) / outlook.regions.sparse[segment]
     filled = jnp.arange(room, dtype=jnp.int32) < found
