@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from gradpart_jax import accounting, feedback
+from gradpart_jax.checks import check_number
 from gradpart_jax.exchange import AxisName, axis_size
 from gradpart_jax.scheme import Report, Scheme, SchemeState, dense_report
 from gradpart_jax.segments import Layout, layout_of, segment_names, unravel
@@ -172,42 +172,6 @@ def state_axes(opt_state: Any) -> Any:
         return None
 
     return jax.tree.map(mark, opt_state, is_leaf=_is_marked)
-
-
-def check_number(
-    name: str,
-    value: Any,
-    *,
-    above: float = -math.inf,
-    at_least: float = -math.inf,
-    below: float = math.inf,
-    at_most: float = math.inf,
-    optional: bool = False,
-) -> None:
-    """Check that an argument is a real number within bounds; arrays, which schedules give, pass unchecked.
-
-    Args:
-      name: of the argument.
-      value: its value.
-      above: open lower bound.
-      at_least: closed lower bound.
-      below: open upper bound.
-      at_most: closed upper bound.
-      optional: whether None is allowed.
-
-    Raises:
-      TypeError: not a number.
-      ValueError: out of bounds.
-    """
-    if isinstance(value, jax.Array) or (optional and value is None):
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name}={value!r} is not a number" + (" or None" if optional else ""))
-    if not (above < value < below and at_least <= value <= at_most):
-        lower = f"at least {at_least:g}" if at_least > -math.inf else f"above {above:g}"
-        upper = f"at most {at_most:g}" if at_most < math.inf else f"below {below:g}"
-        wanted = [b for b in (lower, upper) if "inf" not in b]
-        raise ValueError(f"{name}={value!r} is out of range: give a number {' and '.join(wanted)}")
 
 
 def _is_marked(node: Any) -> bool:

@@ -11,12 +11,12 @@ PACKAGE = Path(__file__).parent.parent / "gradpart_jax"
 
 # Each room stands on rooms of the floors below its own, never beside or above, but for the pairs named here.
 FLOORS = (
-    {"stored"},
+    {"stored", "checks"},
     {"_version", "families", "bits", "segments", "replicated"},
     {"buffers", "codecs", "exchange", "summaries"},
-    {"feedback", "accounting", "regions", "predictor", "payload"},
+    {"feedback", "accounting", "regions", "predictor", "payload", "magnitudes"},
     {"scheme", "outlook"},
-    {"selection"},
+    {"selection", "sparse"},
     {"baselines.*"},
     {"gradpart", "transform", "baselines"},
     {"compressors"},

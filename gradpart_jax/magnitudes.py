@@ -1,0 +1,202 @@
+"""Magnitudes segment by segment, by whole words: counts, exact ranks, moments of tails, and selection.
+
+Segments begin at whole words of 32 elements, so that a word's set bits belong to one segment, and a tree of any number
+of leaves is one vector here: no loop over leaves, no sort.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gradpart_jax.bits import WORD, bitmask, keep, lowest, popcount, prefix, select
+from gradpart_jax.buffers import Buffer, gather
+from gradpart_jax.replicated import replicated
+from gradpart_jax.segments import Layout, spread
+
+INFINITE = 0x7F800000  # bit pattern of infinity, above that of every finite magnitude
+
+
+class Tail(NamedTuple):
+    """What lies above a bound in each segment, in units of the segment's largest magnitude."""
+
+    count: jax.Array  # float32[S]
+    mean: jax.Array  # float32[S]: of the excess over the bound; 0 where nothing lies above
+    square: jax.Array  # float32[S]: mean of the squared excess
+    log: jax.Array  # float32[S]: mean of the logarithm of the magnitude
+
+
+def quotas(ratio: float, layout: Layout) -> tuple[int, ...]:
+    """Fix how many entries each segment may send: its share, but at least one.
+
+    Args:
+      ratio: of its elements, in (0, 1].
+      layout: the segments.
+
+    Returns:
+      One number a segment, 0 only for an empty one.
+
+    >>> quotas(0.01, Layout(sizes=(7, 2000, 0), starts=(0, 32, 2032), total=2048, elements=2007))
+    (1, 20, 0)
+    """
+    return tuple(min(size, max(1, round(ratio * size))) for size in layout.sizes)
+
+
+def per_segment(words: jax.Array, layout: Layout) -> jax.Array:
+    """Count set bits by segment.
+
+    Args:
+      words: uint32[n / 32].
+      layout: the segments.
+
+    Returns:
+      int32[S].
+    """
+    ends = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(popcount(words))])
+    first = [start // WORD for start in layout.starts]
+    last = [start // WORD + -(-size // WORD) for start, size in zip(layout.starts, layout.sizes, strict=True)]
+    return ends[jnp.asarray(last, jnp.int32)] - ends[jnp.asarray(first, jnp.int32)]
+
+
+def above(vector: jax.Array, bounds: jax.Array, layout: Layout) -> jax.Array:
+    """Mark what lies above its segment's bound.
+
+    Args:
+      vector: float32[n].
+      bounds: float32[S], non-negative.
+      layout: the segments.
+
+    Returns:
+      uint32[n / 32], a bit for each element.
+    """
+    return bitmask((jnp.abs(vector.reshape(-1, WORD)) > spread(bounds, layout)[:, None]).reshape(-1))
+
+
+def top(vector: jax.Array, ranks: jax.Array, layout: Layout) -> jax.Array:
+    """Mark each segment's largest magnitudes, exactly; of equal ones those that come first, of zeros none.
+
+    The rank-th largest is found bit by bit, in all segments at once: the bit patterns of magnitudes are ordered as the
+    magnitudes are.
+
+    Args:
+      vector: float32[n].
+      ranks: int32[S], how many.
+      layout: the segments.
+
+    Returns:
+      uint32[n / 32], a bit for each element.
+    """
+    pattern = _patterns(vector)
+    cut = _cut(pattern, ranks, layout)
+    bound = spread(cut, layout)[:, None]
+    over = bitmask((pattern > bound).reshape(-1))
+    equal = bitmask(((pattern == bound) & (pattern > 0)).reshape(-1))
+    first = jnp.asarray([start // WORD for start in layout.starts], jnp.int32)
+    before = prefix(equal)
+    missing = ranks - per_segment(over, layout)
+    at_start = before.at[first].get(mode="fill", fill_value=0)
+    return over | lowest(equal, spread(missing + at_start, layout) - before)
+
+
+def rank_magnitude(vector: jax.Array, ranks: jax.Array, layout: Layout) -> jax.Array:
+    """Find each segment's rank-th largest magnitude.
+
+    Args:
+      vector: float32[n].
+      ranks: int32[S], at least 1.
+      layout: the segments.
+
+    Returns:
+      float32[S]; 0 where a segment has fewer elements.
+    """
+    return jax.lax.bitcast_convert_type(_cut(_patterns(vector), ranks, layout), jnp.float32)
+
+
+def _patterns(vector: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(vector, jnp.int32).reshape(-1, WORD) & jnp.int32(0x7FFFFFFF)
+
+
+def _cut(pattern: jax.Array, ranks: jax.Array, layout: Layout) -> jax.Array:
+    """Find the greatest pattern that at least `ranks` reach, by halving: int32[S]."""
+
+    def halve(_: jax.Array, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bounds
+        middle = low + (high - low) // 2
+        reached = bitmask((pattern >= spread(middle, layout)[:, None]).reshape(-1))
+        enough = per_segment(reached, layout) >= ranks
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+    start = (jnp.zeros_like(ranks), jnp.full_like(ranks, INFINITE + 1))
+    return jax.lax.fori_loop(0, math.ceil(math.log2(INFINITE + 1)), halve, start)[0]
+
+
+def entries(vector: jax.Array, words: jax.Array, capacity: int, turn: jax.Array) -> Buffer:
+    """Read marked entries; where more are marked than fit, a run of them is left out that moves from turn to turn.
+
+    Args:
+      vector: float32[n].
+      words: uint32[n / 32], the marks.
+      capacity: of the buffer.
+      turn: int32[], a step counter.
+
+    Returns:
+      Buffer.
+    """
+    places, count = select(keep(words, capacity, turn), capacity)
+    return Buffer(places, gather(vector, places), jnp.minimum(count, capacity))
+
+
+def greatest_magnitude(vector: jax.Array, layout: Layout) -> jax.Array:
+    """Find each segment's largest magnitude.
+
+    Args:
+      vector: float32[n].
+      layout: the segments.
+
+    Returns:
+      float32[S], 0 for an empty segment.
+    """
+    rows = jnp.max(jnp.abs(vector).reshape(-1, WORD), axis=1)
+    return jnp.zeros(layout.segments, jnp.float32).at[_owners(layout)].max(rows, indices_are_sorted=True)
+
+
+def tail(vector: jax.Array, scale: jax.Array, bounds: jax.Array, layout: Layout) -> Tail:
+    """Take the moments of what lies above a bound in each segment.
+
+    They have the same bits in every program (see `replicated`), though each device has its own.
+
+    Args:
+      vector: float32[n].
+      scale: float32[S], the largest magnitudes, of which the results are multiples: squares stay in range.
+      bounds: float32[S], in multiples of scale; below 0 counts zeros (and padding) too.
+      layout: the segments.
+
+    Returns:
+      Tail.
+    """
+    return replicated(_tail)(vector, scale, bounds, layout=layout)
+
+
+def _tail(vector: jax.Array, scale: jax.Array, bounds: jax.Array, *, layout: Layout) -> Tail:
+    unit = 1.0 / jnp.where((scale > 1e-37) & (scale < jnp.inf), scale, 1.0)
+    x = jnp.abs(vector).reshape(-1, WORD) * spread(unit, layout)[:, None]
+    bound = spread(bounds, layout)[:, None]
+    over = x > bound
+    excess = jnp.where(over, x - bound, 0.0)
+    logs = jnp.where(over, jnp.log(jnp.maximum(x, 1e-37)), 0.0)
+    owners = _owners(layout)
+
+    def add_up(values: jax.Array) -> jax.Array:
+        rows = jnp.sum(values, axis=1)
+        return jnp.zeros(layout.segments, jnp.float32).at[owners].add(rows, indices_are_sorted=True)
+
+    count = add_up(over.astype(jnp.float32))
+    some = jnp.maximum(count, 1.0)
+    return Tail(count, add_up(excess) / some, add_up(excess * excess) / some, add_up(logs) / some)
+
+
+def _owners(layout: Layout) -> jax.Array:
+    return spread(jnp.arange(layout.segments, dtype=jnp.int32), layout)
