@@ -41,11 +41,7 @@ def segment_sums(values: jax.Array, layout: Layout) -> jax.Array:
       float32[S], 0 for an empty segment.
     """
 
-    def add(values: jax.Array) -> jax.Array:
-        words = stored(jnp.sum(values.reshape(-1, ALIGNMENT), axis=1))
-        return jnp.stack([jnp.sum(words[first:end]) for first, end in _spans(layout)])
-
-    return alone(add, values)
+    return alone(lambda values: _sums(values, layout), values)
 
 
 def segment_means(values: jax.Array, layout: Layout) -> jax.Array:
@@ -58,8 +54,20 @@ def segment_means(values: jax.Array, layout: Layout) -> jax.Array:
     Returns:
       float32[S], 0 for an empty segment.
     """
-    shares = jnp.asarray([1.0 / max(size, 1) for size in layout.sizes], jnp.float32)
-    return stored(segment_sums(values, layout) * shares)
+    return alone(lambda values: _sums(values, layout) * _shares(layout), values)
+
+
+def segment_deviations(values: jax.Array, layout: Layout) -> jax.Array:
+    """Take the root mean square of each segment.
+
+    Args:
+      values: float32[n], zeros between the segments.
+      layout: the segments.
+
+    Returns:
+      float32[S], 0 for an empty segment.
+    """
+    return alone(lambda values: jnp.sqrt(_sums(values * values, layout) * _shares(layout)), values)
 
 
 def segment_greatest(values: jax.Array, layout: Layout) -> jax.Array:
@@ -101,6 +109,15 @@ def cleared(values: jax.Array, layout: Layout) -> jax.Array:
       float32[n].
     """
     return loosen(tighten(values, layout), layout)
+
+
+def _sums(values: jax.Array, layout: Layout) -> jax.Array:
+    words = stored(jnp.sum(values.reshape(-1, ALIGNMENT), axis=1))
+    return jnp.stack([jnp.sum(words[first:end]) for first, end in _spans(layout)])
+
+
+def _shares(layout: Layout) -> jax.Array:
+    return jnp.asarray([1.0 / max(size, 1) for size in layout.sizes], jnp.float32)
 
 
 def _spans(layout: Layout) -> list[tuple[int, int]]:

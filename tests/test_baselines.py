@@ -39,6 +39,24 @@ class Case:
 CASES = {
     "dense": Case(baselines.dense, unbiased=True),
     "bfloat16": Case(lambda: baselines.dense("bfloat16"), contracts=True),
+    "ef_signsgd": Case(baselines.ef_signsgd, contracts=True),
+    "signsgd": Case(baselines.signsgd, feedback=False, conserves=False),
+    "qsgd": Case(lambda: baselines.qsgd(bits=4), feedback=False, unbiased=True),
+    "qsgd in 8 bits, remembered": Case(lambda: baselines.qsgd(bits=8, bucket=100), contracts=True),
+    "terngrad": Case(lambda: baselines.terngrad(clip=None), feedback=False, unbiased=True),
+    "terngrad, clipped": Case(baselines.terngrad, feedback=False),
+    "natural": Case(baselines.natural, feedback=False, unbiased=True),
+    "natural, remembered": Case(baselines.natural, contracts=True),
+    "int8": Case(baselines.int8, contracts=True),
+    "onebit_sgd": Case(baselines.onebit_sgd, contracts=True),
+    "powersgd": Case(baselines.powersgd, contracts=True),
+    "powersgd, later": Case(lambda: baselines.powersgd(rank=3, start_step=2, warm_start=False)),
+    "demo": Case(lambda: baselines.demo(keep=8, chunk=16), conserves=False),
+    "demo, unsigned": Case(lambda: baselines.demo(keep=8, chunk=16, sign=False), conserves=False, contracts=True),
+    "topk by ef21": Case(lambda: baselines.topk(0.05), feedback="ef21"),
+    "int8 by ef21": Case(baselines.int8, feedback="ef21"),
+    "topk": Case(lambda: baselines.topk(0.05), contracts=True),
+    "randomk": Case(lambda: baselines.randomk(0.05), contracts=True),
 }
 every = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
@@ -208,7 +226,9 @@ def test_a_nonfinite_gradient_on_one_device_changes_nothing_anywhere(case: Case)
     assert np.isfinite(flat(out)).all()
 
 
-@only("conserves")
+@pytest.mark.parametrize(
+    "case", [c for c in CASES.values() if c.conserves and c.feedback is True], ids=lambda c: c.make().name
+)
 def test_what_went_in_comes_out_or_is_remembered(case: Case) -> None:
     state = fresh(case)
     for i in range(4):

@@ -13,10 +13,10 @@ PACKAGE = Path(__file__).parent.parent / "gradpart_jax"
 FLOORS = (
     {"stored", "checks"},
     {"_version", "families", "bits", "segments", "replicated"},
-    {"buffers", "codecs", "exchange", "summaries"},
-    {"feedback", "accounting", "regions", "predictor", "payload", "magnitudes"},
+    {"buffers", "codecs", "exchange", "summaries", "reductions", "matrices"},
+    {"feedback", "accounting", "regions", "predictor", "payload", "magnitudes", "levels"},
     {"scheme", "outlook"},
-    {"selection", "sparse"},
+    {"selection", "sparse", "coded"},
     {"baselines.*"},
     {"gradpart", "transform", "baselines"},
     {"compressors"},

@@ -17,9 +17,9 @@ from gradpart_jax.segments import Layout
 def qsgd(bits: int = 4, bucket: int = 128, seed: int = 0) -> Scheme:
     """Send each value as a sign and a level of its bucket's Euclidean norm, rounded by chance.
 
-    With s = 2^(bits - 1) - 1 levels and a step d >= |v|_2 / s, v is sent as sign(v) d (floor(|v| / d) + b), where b is 1
-    with the probability of the fraction: the expectation is v. The step is rounded up to a bfloat16 number. Codes have a
-    fixed width; the paper's variable-length code, which pays where most levels are 0, is not written.
+    With s = 2^(bits - 1) - 1 levels and a step d >= |v|_2 / s, v is sent as sign(v) d (floor(|v| / d) + b), where b is
+    1 with the probability of the fraction: the expectation is v. The step is rounded up to a bfloat16 number. Codes
+    have a fixed width; the paper's variable-length code, which pays where most levels are 0, is not written.
 
     It was made for use without a memory: give `compress` error_feedback=False. With few levels what it sends is far
     from what it was given, and a memory grows.

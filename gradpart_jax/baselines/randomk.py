@@ -7,6 +7,8 @@ form. The draw is stratified: one entry of each of k runs of neighbours.
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,6 +91,6 @@ def _draw(bits: jax.Array, layout: Layout) -> tuple[jax.Array, jax.Array]:
     lengths = length + (run < longer)
     place = run * length + jnp.minimum(run, longer) + (bits % lengths.astype(jnp.uint32)).astype(jnp.int32)
     tight = np.cumsum([0, *layout.sizes])[:-1]
-    packed = Layout(layout.sizes, tuple(int(t) for t in tight), layout.elements, layout.elements)
+    packed = dataclasses.replace(layout, starts=tuple(int(t) for t in tight), total=layout.elements)
     shifts = jnp.asarray(np.asarray(layout.starts) - tight, jnp.int32)
     return place + shifts[segment_of(place, packed)], lengths
