@@ -31,7 +31,7 @@ Decode: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
 class Form(NamedTuple):
     """Sizes of a payload of codes."""
 
-    count: int  # k
+    elements: int  # k
     width: int  # bits of a code
     scales: int  # s
     scale_bits: int = WORD_BITS  # 16 where the scales are numbers of bfloat16
@@ -39,7 +39,7 @@ class Form(NamedTuple):
     @property
     def code_words(self) -> int:
         """Words that the codes fill."""
-        return -(-self.count * self.width // WORD_BITS)
+        return -(-self.elements * self.width // WORD_BITS)
 
     @property
     def words(self) -> int:
@@ -84,7 +84,7 @@ def exchange_coded(
     memory = settle(own if owed else vector, everywhere)
 
     def receive(total: jax.Array, words: jax.Array) -> tuple[jax.Array, None]:
-        codes = bits.unpack(words[: form.code_words], form.count, form.width)
+        codes = bits.unpack(words[: form.code_words], form.elements, form.width)
         return total + decode(codes, jnp.where(everywhere, _scales(words, form), 0.0)), None
 
     total, _ = jax.lax.scan(receive, jnp.zeros_like(vector), payloads)

@@ -188,7 +188,7 @@ def state_axes(opt_state: Any) -> Any:
                 memory=_fill(node.memory, 0),
                 scheme=SchemeState(*[_fill(part, axis) for part, axis in zip(node.scheme, (None, 0), strict=True)]),
                 stats=_fill(node.stats, None),
-                estimate=None,
+                estimate=_fill(node.estimate, None),
             )
         if isinstance(node, optax.MultiStepsState):
             outer = jax.tree.map(lambda _: None, node._replace(inner_opt_state=(), acc_grads=()))
