@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from gradpart_jax.bits import WORD, bitmask, keep, lowest, popcount, prefix, select
-from gradpart_jax.buffers import Buffer, gather
+from gradpart_jax.buffers import Buffer, compact, gather
 from gradpart_jax.replicated import replicated
-from gradpart_jax.segments import Layout, spread
+from gradpart_jax.segments import Layout, segment_of, spread
 
 INFINITE = 0x7F800000  # bit pattern of infinity, above that of every finite magnitude
 
@@ -23,7 +23,7 @@ INFINITE = 0x7F800000  # bit pattern of infinity, above that of every finite mag
 class Tail(NamedTuple):
     """What lies above a bound in each segment, in units of the segment's largest magnitude."""
 
-    count: jax.Array  # float32[S]
+    number: jax.Array  # float32[S]
     mean: jax.Array  # float32[S]: of the excess over the bound; 0 where nothing lies above
     square: jax.Array  # float32[S]: mean of the squared excess
     log: jax.Array  # float32[S]: mean of the logarithm of the magnitude
@@ -45,6 +45,20 @@ def quotas(ratio: float, layout: Layout) -> tuple[int, ...]:
     return tuple(min(size, max(1, round(ratio * size))) for size in layout.sizes)
 
 
+def room(ratio: float, slack: float, layout: Layout) -> int:
+    """Fix how many entries a payload holds whose count only a threshold decides.
+
+    Args:
+      ratio: of entries asked for.
+      slack: room over those asked for.
+      layout: the segments.
+
+    Returns:
+      How many.
+    """
+    return min(layout.elements, math.ceil(slack * sum(quotas(ratio, layout))))
+
+
 def per_segment(words: jax.Array, layout: Layout) -> jax.Array:
     """Count set bits by segment.
 
@@ -61,8 +75,8 @@ def per_segment(words: jax.Array, layout: Layout) -> jax.Array:
     return ends[jnp.asarray(last, jnp.int32)] - ends[jnp.asarray(first, jnp.int32)]
 
 
-def above(vector: jax.Array, bounds: jax.Array, layout: Layout) -> jax.Array:
-    """Mark what lies above its segment's bound.
+def reaching(vector: jax.Array, bounds: jax.Array, layout: Layout) -> jax.Array:
+    """Mark what reaches its segment's bound, and is not zero.
 
     Args:
       vector: float32[n].
@@ -72,7 +86,8 @@ def above(vector: jax.Array, bounds: jax.Array, layout: Layout) -> jax.Array:
     Returns:
       uint32[n / 32], a bit for each element.
     """
-    return bitmask((jnp.abs(vector.reshape(-1, WORD)) > spread(bounds, layout)[:, None]).reshape(-1))
+    rows = jnp.abs(vector.reshape(-1, WORD))
+    return bitmask(((rows >= spread(bounds, layout)[:, None]) & (rows > 0)).reshape(-1))
 
 
 def top(vector: jax.Array, ranks: jax.Array, layout: Layout) -> jax.Array:
@@ -149,6 +164,42 @@ def entries(vector: jax.Array, words: jax.Array, capacity: int, turn: jax.Array)
     return Buffer(places, gather(vector, places), jnp.minimum(count, capacity))
 
 
+def trimmed(buffer: Buffer, ranks: jax.Array, capacity: int, layout: Layout) -> Buffer:
+    """Keep each segment's largest entries of a buffer.
+
+    Args:
+      buffer: of any capacity.
+      ranks: int32[S], how many of each segment at most.
+      capacity: of the result, at least the sum of the ranks.
+      layout: the segments.
+
+    Returns:
+      Buffer.
+    """
+    owner = jnp.where(buffer.indices < layout.total, segment_of(buffer.indices, layout), layout.segments)
+    kept = largest_of_each(owner, buffer.values, ranks)
+    return compact(buffer.indices, buffer.values, kept, capacity, layout.total)
+
+
+def largest_of_each(owner: jax.Array, values: jax.Array, ranks: jax.Array) -> jax.Array:
+    """Flag each owner's largest entries, by a sort: for buffers, not for vectors.
+
+    Args:
+      owner: int32[C] in [0, G]; what belongs to G is never flagged.
+      values: float32[C].
+      ranks: int32[G], how many to flag at most.
+
+    Returns:
+      bool[C].
+    """
+    size, groups = owner.shape[0], ranks.shape[0]
+    slot = jnp.arange(size, dtype=jnp.int32)
+    owner, _, order = jax.lax.sort((owner, -jnp.abs(values), slot), num_keys=2)
+    first = jnp.searchsorted(owner, jnp.arange(groups + 1, dtype=jnp.int32))
+    limit = jnp.append(ranks, 0)[owner] + first[owner]
+    return jnp.zeros(size, bool).at[order].set(slot < limit)
+
+
 def greatest_magnitude(vector: jax.Array, layout: Layout) -> jax.Array:
     """Find each segment's largest magnitude.
 
@@ -187,15 +238,24 @@ def _tail(vector: jax.Array, scale: jax.Array, bounds: jax.Array, *, layout: Lay
     over = x > bound
     excess = jnp.where(over, x - bound, 0.0)
     logs = jnp.where(over, jnp.log(jnp.maximum(x, 1e-37)), 0.0)
-    owners = _owners(layout)
-
-    def add_up(values: jax.Array) -> jax.Array:
-        rows = jnp.sum(values, axis=1)
-        return jnp.zeros(layout.segments, jnp.float32).at[owners].add(rows, indices_are_sorted=True)
-
-    count = add_up(over.astype(jnp.float32))
+    count = segment_sums(over.astype(jnp.float32), layout)
     some = jnp.maximum(count, 1.0)
-    return Tail(count, add_up(excess) / some, add_up(excess * excess) / some, add_up(logs) / some)
+    sums = (segment_sums(values, layout) for values in (excess, excess * excess, logs))
+    return Tail(count, *[total / some for total in sums])
+
+
+def segment_sums(rows: jax.Array, layout: Layout) -> jax.Array:
+    """Add up by segment; for use within `replicated`.
+
+    Args:
+      rows: float32[n / 32, 32].
+      layout: the segments.
+
+    Returns:
+      float32[S].
+    """
+    totals = jnp.zeros(layout.segments, jnp.float32)
+    return totals.at[_owners(layout)].add(jnp.sum(rows, axis=1), indices_are_sorted=True)
 
 
 def _owners(layout: Layout) -> jax.Array:

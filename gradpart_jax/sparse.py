@@ -17,8 +17,9 @@ import jax.numpy as jnp
 from gradpart_jax import accounting
 from gradpart_jax.accounting import WORD_BITS
 from gradpart_jax.buffers import Buffer, overwritten, scatter_add
+from gradpart_jax.buffers import gather as read
 from gradpart_jax.codecs import IndexCodec, index_codec
-from gradpart_jax.exchange import AxisName, gather
+from gradpart_jax.exchange import AxisName, axis_size, gather, mean
 from gradpart_jax.feedback import Sent
 from gradpart_jax.scheme import Reduced, Report, Settle
 from gradpart_jax.segments import Layout, count_by_segment, segment_of
@@ -180,25 +181,46 @@ def share(
     return Reduced(total / devices, memory, finite, wire, report)
 
 
-def agreed_report(indices: jax.Array, layout: Layout, asked: jax.Array | None = None) -> Report:
-    """Report on positions that are the same on every device.
+def share_at(
+    vector: jax.Array,
+    indices: jax.Array,
+    layout: Layout,
+    axis_name: AxisName,
+    settle: Settle,
+    factors: jax.Array | None = None,
+) -> Reduced:
+    """Average what all devices have at positions that they agree on: an all-reduce of the values alone.
 
     Args:
-      indices: int32[C], ascending, padded with `layout.total`.
+      vector: float32[n].
+      indices: int32[C], ascending, padded with n; the same on every device. C is at least 1.
       layout: the segments.
-      asked: float32[S]; None is as many as were sent.
+      axis_name: the mapped axis.
+      settle: of the memory.
+      factors: float32[C] that values are sent multiplied by; None for 1.
 
     Returns:
-      A Report with no thresholds.
+      Reduced; its wire is that of the values, its report has no thresholds.
     """
-    counts = count_by_segment(indices, layout).astype(jnp.float32)
-    return Report(
-        sent=jnp.sum(counts),
+    values = read(vector, indices)
+    if factors is not None:
+        values = values * factors
+    # One device's NaNs in the place of its values reach all: no flag need be exchanged.
+    average = mean(jnp.where(jnp.all(jnp.isfinite(vector)), values, jnp.nan), axis_name)
+    finite = jnp.all(jnp.isfinite(average))
+    counts = count_by_segment(indices, layout)
+    memory = settle(Sent(jnp.bool_(False), (Buffer(indices, values, jnp.sum(counts)),)), finite)
+    realised = counts.astype(jnp.float32)
+    report = Report(
+        sent=jnp.sum(realised),
         capacity=jnp.int32(indices.shape[0]),
         overflow=jnp.float32(0.0),
         threshold=jnp.zeros((layout.segments, 2), jnp.float32),
-        asked=counts if asked is None else asked,
-        realised=counts,
+        asked=realised,
+        realised=realised,
         segment_entropy=jnp.zeros(layout.segments, jnp.float32),
         forecast_error=jnp.float32(0.0),
     )
+    total = scatter_add(overwritten(vector, memory.residual), indices, jnp.where(finite, average, 0.0))
+    wire = accounting.reduced(WORD_BITS * indices.shape[0], axis_size(axis_name))
+    return Reduced(total, memory, finite, wire, report)
