@@ -208,10 +208,25 @@ def share_at(
     # One device's NaNs in the place of its values reach all: no flag need be exchanged.
     average = mean(jnp.where(jnp.all(jnp.isfinite(vector)), values, jnp.nan), axis_name)
     finite = jnp.all(jnp.isfinite(average))
-    counts = count_by_segment(indices, layout)
-    memory = settle(Sent(jnp.bool_(False), (Buffer(indices, values, jnp.sum(counts)),)), finite)
-    realised = counts.astype(jnp.float32)
-    report = Report(
+    used = jnp.sum((indices < layout.total).astype(jnp.int32))
+    memory = settle(Sent(jnp.bool_(False), (Buffer(indices, values, used),)), finite)
+    total = scatter_add(overwritten(vector, memory.residual), indices, jnp.where(finite, average, 0.0))
+    wire = accounting.reduced(WORD_BITS * indices.shape[0], axis_size(axis_name))
+    return Reduced(total, memory, finite, wire, report_at(indices, layout))
+
+
+def report_at(indices: jax.Array, layout: Layout) -> Report:
+    """Report on positions that all devices agree on.
+
+    Args:
+      indices: int32[C], ascending, padded with n.
+      layout: the segments.
+
+    Returns:
+      A Report with no thresholds.
+    """
+    realised = count_by_segment(indices, layout).astype(jnp.float32)
+    return Report(
         sent=jnp.sum(realised),
         capacity=jnp.int32(indices.shape[0]),
         overflow=jnp.float32(0.0),
@@ -221,6 +236,3 @@ def share_at(
         segment_entropy=jnp.zeros(layout.segments, jnp.float32),
         forecast_error=jnp.float32(0.0),
     )
-    total = scatter_add(overwritten(vector, memory.residual), indices, jnp.where(finite, average, 0.0))
-    wire = accounting.reduced(WORD_BITS * indices.shape[0], axis_size(axis_name))
-    return Reduced(total, memory, finite, wire, report)

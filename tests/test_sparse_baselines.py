@@ -12,6 +12,7 @@ from scipy import special, stats
 import gradpart_jax as gp
 from gradpart_jax import magnitudes, sparse
 from gradpart_jax.buffers import Buffer
+from gradpart_jax.codecs import index_codec
 from gradpart_jax.segments import layout_of
 
 W = 4
@@ -344,3 +345,162 @@ def test_sidco(fit: str) -> None:
     for w in range(W):
         for k in NAMES:
             assert number[w, list(PARAMS).index(k)] == reference.stages[w, PARAMS[k].size]
+
+
+def followed(a, step):
+    """Values at the leader's largest."""
+    leader = a[step % W]
+    masks = {k: largest(leader[k], quota(0.05, leader[k].size)) != 0 for k in NAMES}
+    return [{k: np.where(masks[k], x[k], 0) for k in NAMES} for x in a]
+
+
+def test_scalecom_follows_each_device_in_turn() -> None:
+    state = check(gp.baselines.scalecom(0.05), followed, steps=6, rtol=1e-5)
+    count = sum(quota(0.05, PARAMS[k].size) for k in NAMES)
+    positions = 32 * (index_codec(LAYOUT.total, count).words + 1)
+    np.testing.assert_array_equal(gp.stats(state).payload_bits, np.full(W, positions + 32 * count, np.float32))
+
+
+def test_scalecoms_memory_is_filtered() -> None:
+    b = 0.25
+    tx = gp.compress(gp.baselines.scalecom(0.05, low_pass=b), AXIS)
+    state = start(tx)
+    memory = [{k: np.zeros(PARAMS[k].size) for k in NAMES} for _ in range(W)]
+    for step in range(6):
+        g = gradients(step)
+        out, state = many(tx)(g, state)
+        a = [{k: v[k] + m[k] for k in NAMES} for v, m in zip(vectors(g), memory, strict=True)]
+        sent = followed(a, step)
+        memory = [
+            {k: (1 - b) * m[k] + b * (x[k] - s[k]) for k in NAMES} for m, x, s in zip(memory, a, sent, strict=True)
+        ]
+        for k in NAMES:
+            mean = np.mean([s[k] for s in sent], axis=0)
+            np.testing.assert_allclose(np.asarray(out[k][0]).reshape(-1), mean, rtol=1e-4, atol=1e-4)
+
+
+def by_entropy(ratio: float):
+    def select(a, step):
+        sent = []
+        for x in a:
+            weights = {}
+            for k in NAMES:
+                y = np.abs(x[k][x[k] != 0])
+                bins = y.view(np.int32) >> 21
+                counts = np.bincount(np.maximum(bins - bins.max() + 63, 0), minlength=64)
+                p = counts[counts > 0] / counts.sum()
+                weights[k] = x[k].size * -np.sum(p * np.log(p))
+            left = sum(quota(ratio, x[k].size) for k in NAMES) - len(NAMES)
+            share = {k: 1 + int(np.floor(left * w / sum(weights.values()) + 1e-3)) for k, w in weights.items()}
+            sent.append({k: largest(x[k], min(share[k], x[k].size)) for k in NAMES})
+        return sent
+
+    return select
+
+
+def test_egc() -> None:
+    check(gp.baselines.egc(0.05), by_entropy(0.05), steps=6)
+
+
+class TwiceSelected:
+    """Thresholds of each device and of the sum, searched for every third step."""
+
+    def __init__(self, ratio: float) -> None:
+        self.k = quota(ratio, LAYOUT.elements)
+        self.local: dict[int, float] = {}
+        self.common = 0.0
+
+    def __call__(self, a, step: int):
+        flat = [np.concatenate([x[k] for k in NAMES]) for x in a]
+        if step % 3 == 0:
+            self.local = {w: np.sort(np.abs(x))[-self.k] for w, x in enumerate(flat)}
+        sent = [np.where(np.abs(x) >= self.local[w], x, 0) for w, x in enumerate(flat)]
+        total = np.zeros_like(flat[0])
+        for x in sent:
+            total = total + x
+        if step % 3 == 0:
+            self.common = np.sort(np.abs(total))[-self.k]
+        kept = (np.abs(total) >= self.common) & (total != 0)
+        cuts = np.cumsum([PARAMS[k].size for k in NAMES])[:-1]
+        parts = [dict(zip(NAMES, np.split(np.where(kept, x, 0), cuts), strict=True)) for x in sent]
+        return parts, dict(zip(NAMES, np.split(np.where(kept, total / W, 0), cuts), strict=True))
+
+
+def test_oktopk() -> None:
+    scheme = gp.baselines.oktopk(0.05, reuse_threshold=3, reuse_regions=4, slack=20.0)
+    check(scheme, TwiceSelected(0.05), steps=8, rtol=1e-5)
+
+
+def test_oktopks_regions_balance_the_load_and_its_link_does_not_grow() -> None:
+    tx = gp.compress(gp.baselines.oktopk(0.05, reuse_threshold=4, reuse_regions=4), AXIS)
+    state, k = start(tx), quota(0.05, LAYOUT.elements)
+    total = 0.0
+    for step in range(8):
+        g = gradients(step)
+        g["kernel"] = g["kernel"] * np.linspace(0, 3, 40, dtype=np.float32)[:, None] ** 2  # most lies at the end
+        out, state = many(tx)(g, state)
+        total = total + g["kernel"].astype(np.float64).mean(0) - np.asarray(out["kernel"][0], np.float64)
+        found = gp.stats(state)
+        bits = sparse.SparseFormat(LAYOUT.total, int(np.ceil(1.25 * k / W))).bits
+        counting = 32 * 1024 if step % 4 == 0 else 0
+        assert float(found.payload_bits[0]) == (W + 1) * bits + counting
+        assert float(found.link_bits[0]) == (W - 1) * bits + (W - 1) * bits + 1.5 * counting
+        assert float(found.sent[0]) > 0.5 * k
+        if step % 4 == 0:
+            assert float(found.overflow[0]) < 0.15 * k
+    owed = np.asarray(state.memory.residual, np.float64)[:, 32:2032].mean(0).reshape(40, 50)
+    np.testing.assert_allclose(owed, total, rtol=1e-4, atol=1e-3)
+    loads = np.asarray(state.scheme.shared.load)
+    assert (loads == loads[0]).all()
+
+
+def network(weights, blocks: np.ndarray) -> np.ndarray:
+    layers = weights["encoder"]["params"]
+    first, second, last = (layers[f"Dense_{i}"] for i in range(3))
+    hidden = np.tanh(blocks @ first["kernel"] + first["bias"]) + blocks @ second["kernel"] + second["bias"]
+    return hidden @ last["kernel"] + last["bias"]
+
+
+def test_lgc_sends_values_while_it_learns_and_codes_afterwards() -> None:
+    tx = gp.compress(gp.baselines.lgc(0.05, train_steps=3), AXIS)
+    state, count = start(tx), sum(quota(0.05, PARAMS[k].size) for k in NAMES)
+    memory = [{k: np.zeros(PARAMS[k].size) for k in NAMES} for _ in range(W)]
+    rows = -(-count // 32)
+    for step in range(6):
+        g, weights = gradients(step), jax.tree.map(lambda x: np.asarray(x[0], np.float64), state.scheme.shared.weights)
+        out, state = many(tx)(g, state)
+        a = [{k: v[k] + m[k] for k in NAMES} for v, m in zip(vectors(g), memory, strict=True)]
+        sent = followed(a, step)
+        if step >= 3:
+            leader = a[step % W]
+            places = np.concatenate([largest(leader[k], quota(0.05, leader[k].size)) != 0 for k in NAMES])
+            values = np.stack([np.concatenate([x[k] for k in NAMES])[places] for x in a])
+            scale = np.sqrt(np.mean(values[step % W] ** 2))
+            blocks = np.pad(values / scale, ((0, 0), (0, rows * 32 - count))).reshape(W, rows, 32)
+            decoded = network(weights, blocks) @ weights["decoder"]
+            decoded *= np.sum(decoded * blocks, 2, keepdims=True) / np.sum(decoded**2, 2, keepdims=True)
+            assert (np.sum((blocks - decoded) ** 2, 2) <= np.sum(blocks**2, 2)).all()
+            cuts, flat = np.cumsum([PARAMS[k].size for k in NAMES])[:-1], np.zeros((W, places.size))
+            flat[:, places] = scale * decoded.reshape(W, -1)[:, :count]
+            sent = [dict(zip(NAMES, np.split(x, cuts), strict=True)) for x in flat]
+        memory = [{k: x[k] - s[k] for k in NAMES} for x, s in zip(a, sent, strict=True)]
+        for k in NAMES:
+            mean = np.mean([s[k] for s in sent], axis=0)
+            np.testing.assert_allclose(np.asarray(out[k][0]).reshape(-1), mean, rtol=1e-3, atol=1e-3)
+            at = LAYOUT.starts[list(PARAMS).index(k)]
+            kept = np.asarray(state.memory.residual)[:, at : at + PARAMS[k].size]
+            np.testing.assert_allclose(kept, np.stack([m[k] for m in memory]), rtol=1e-3, atol=1e-3)
+        positions = index_codec(LAYOUT.total, count).words + 2
+        assert float(gp.stats(state).payload_bits[0]) == 32 * (positions + (count if step < 3 else 8 * rows))
+
+
+def test_lgcs_network_learns() -> None:
+    """Values of rank two, block by block: the code holds them."""
+    rng = np.random.default_rng(0)
+    pattern = rng.normal(size=(2, 32)).astype(np.float32)
+    tx = gp.compress(gp.baselines.lgc(1.0, train_steps=400), error_feedback=False)
+    state, update = tx.init(jnp.zeros(640)), jax.jit(tx.update)
+    for _ in range(401):
+        g = jnp.asarray((rng.normal(size=(20, 2)).astype(np.float32) @ pattern).reshape(-1))
+        out, state = update(g, state)
+    assert float(jnp.sum((out - g) ** 2)) < 0.1 * float(jnp.sum(g**2))
