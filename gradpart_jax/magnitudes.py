@@ -1,4 +1,4 @@
-"""Magnitudes segment by segment, by whole words: counts, exact ranks, moments of tails, and selection.
+"""Magnitudes segment by segment, by whole words: counts, exact ranks, and selection.
 
 Segments begin at whole words of 32 elements, so that a word's set bits belong to one segment, and a tree of any number
 of leaves is one vector here: no loop over leaves, no sort.
@@ -7,26 +7,15 @@ of leaves is one vector here: no loop over leaves, no sort.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from gradpart_jax.bits import WORD, bitmask, keep, lowest, popcount, prefix, select
 from gradpart_jax.buffers import Buffer, compact, gather
-from gradpart_jax.replicated import replicated
 from gradpart_jax.segments import Layout, segment_of, spread
 
 INFINITE = 0x7F800000  # bit pattern of infinity, above that of every finite magnitude
-
-
-class Tail(NamedTuple):
-    """What lies above a bound in each segment, in units of the segment's largest magnitude."""
-
-    number: jax.Array  # float32[S]
-    mean: jax.Array  # float32[S]: of the excess over the bound; 0 where nothing lies above
-    square: jax.Array  # float32[S]: mean of the squared excess
-    log: jax.Array  # float32[S]: mean of the logarithm of the magnitude
 
 
 def quotas(ratio: float, layout: Layout) -> tuple[int, ...]:
@@ -198,65 +187,3 @@ def largest_of_each(owner: jax.Array, values: jax.Array, ranks: jax.Array) -> ja
     first = jnp.searchsorted(owner, jnp.arange(groups + 1, dtype=jnp.int32))
     limit = jnp.append(ranks, 0)[owner] + first[owner]
     return jnp.zeros(size, bool).at[order].set(slot < limit)
-
-
-def greatest_magnitude(vector: jax.Array, layout: Layout) -> jax.Array:
-    """Find each segment's largest magnitude.
-
-    Args:
-      vector: float32[n].
-      layout: the segments.
-
-    Returns:
-      float32[S], 0 for an empty segment.
-    """
-    rows = jnp.max(jnp.abs(vector).reshape(-1, WORD), axis=1)
-    return jnp.zeros(layout.segments, jnp.float32).at[_owners(layout)].max(rows, indices_are_sorted=True)
-
-
-def tail(vector: jax.Array, scale: jax.Array, bounds: jax.Array, layout: Layout) -> Tail:
-    """Take the moments of what lies above a bound in each segment.
-
-    They have the same bits in every program (see `replicated`), though each device has its own.
-
-    Args:
-      vector: float32[n].
-      scale: float32[S], the largest magnitudes, of which the results are multiples: squares stay in range.
-      bounds: float32[S], in multiples of scale; below 0 counts zeros (and padding) too.
-      layout: the segments.
-
-    Returns:
-      Tail.
-    """
-    return replicated(_tail)(vector, scale, bounds, layout=layout)
-
-
-def _tail(vector: jax.Array, scale: jax.Array, bounds: jax.Array, *, layout: Layout) -> Tail:
-    unit = 1.0 / jnp.where((scale > 1e-37) & (scale < jnp.inf), scale, 1.0)
-    x = jnp.abs(vector).reshape(-1, WORD) * spread(unit, layout)[:, None]
-    bound = spread(bounds, layout)[:, None]
-    over = x > bound
-    excess = jnp.where(over, x - bound, 0.0)
-    logs = jnp.where(over, jnp.log(jnp.maximum(x, 1e-37)), 0.0)
-    count = segment_sums(over.astype(jnp.float32), layout)
-    some = jnp.maximum(count, 1.0)
-    sums = (segment_sums(values, layout) for values in (excess, excess * excess, logs))
-    return Tail(count, *[total / some for total in sums])
-
-
-def segment_sums(rows: jax.Array, layout: Layout) -> jax.Array:
-    """Add up by segment; for use within `replicated`.
-
-    Args:
-      rows: float32[n / 32, 32].
-      layout: the segments.
-
-    Returns:
-      float32[S].
-    """
-    totals = jnp.zeros(layout.segments, jnp.float32)
-    return totals.at[_owners(layout)].add(jnp.sum(rows, axis=1), indices_are_sorted=True)
-
-
-def _owners(layout: Layout) -> jax.Array:
-    return spread(jnp.arange(layout.segments, dtype=jnp.int32), layout)

@@ -97,12 +97,13 @@ class SparseFormat:
         return Buffer(indices, jnp.where((indices < self.size) & jnp.isfinite(values), values, 0.0), used)
 
 
-def ratio_within(bits_per_element: float, elements: int) -> float:
+def ratio_within(bits_per_element: float, elements: int, *, value_bits: float = WORD_BITS) -> float:
     """Find the largest ratio of entries whose payload is within a budget.
 
     Args:
       bits_per_element: budget of payload bits, everything counted.
       elements: n.
+      value_bits: of a value; less than 32 for methods that code values shorter.
 
     Returns:
       The ratio; at least one entry's, at most 1. Leaves so small that their share is rounded up to one entry come on
@@ -114,7 +115,8 @@ def ratio_within(bits_per_element: float, elements: int) -> float:
     low, high = 1, max(elements, 1)
     while low < high:
         middle = (low + high + 1) // 2
-        fits = SparseFormat(elements, middle).bits <= bits_per_element * elements
+        bits = WORD_BITS * HEADER_WORDS + index_codec(elements, middle).bits + value_bits * middle
+        fits = bits <= bits_per_element * elements
         low, high = (middle, high) if fits else (low, middle - 1)
     return low / max(elements, 1)
 

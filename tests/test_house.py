@@ -14,7 +14,7 @@ FLOORS = (
     {"stored", "checks"},
     {"_version", "families", "bits", "segments", "replicated"},
     {"buffers", "codecs", "exchange", "summaries"},
-    {"feedback", "accounting", "regions", "predictor", "payload", "magnitudes"},
+    {"feedback", "accounting", "regions", "predictor", "payload", "magnitudes", "moments"},
     {"scheme", "outlook"},
     {"selection", "sparse"},
     {"baselines.*"},

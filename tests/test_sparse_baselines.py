@@ -10,7 +10,7 @@ import pytest
 from scipy import special, stats
 
 import gradpart_jax as gp
-from gradpart_jax import magnitudes, sparse
+from gradpart_jax import magnitudes, moments, sparse
 from gradpart_jax.buffers import Buffer
 from gradpart_jax.codecs import index_codec
 from gradpart_jax.segments import layout_of
@@ -129,9 +129,9 @@ def test_a_tail_is_numpys() -> None:
     for at, n in zip(LAYOUT.starts, LAYOUT.sizes, strict=True):
         inside[at : at + n] = True
     x = np.where(inside, x, 0).astype(np.float32)
-    scale = magnitudes.greatest_magnitude(jnp.asarray(x), LAYOUT)
+    scale = moments.greatest_magnitude(jnp.asarray(x), LAYOUT)
     bound = 0.1
-    found = magnitudes.tail(jnp.asarray(x), scale, jnp.full(len(LAYOUT.sizes), bound), LAYOUT)
+    found = moments.tail(jnp.asarray(x), scale, jnp.full(len(LAYOUT.sizes), bound), LAYOUT)
     for s, (at, n) in enumerate(zip(LAYOUT.starts, LAYOUT.sizes, strict=True)):
         if n:
             y = np.abs(x[at : at + n]).astype(np.float64)
@@ -211,6 +211,18 @@ def test_randomk_remembers() -> None:
         (lambda: gp.baselines.topk(jnp.float32(0.1)), TypeError, "ratio sizes buffers"),
         (lambda: gp.baselines.randomk("half"), TypeError, "ratio='half'"),
         (lambda: gp.baselines.randomk(seed=-1), ValueError, "seed=-1"),
+        (lambda: gp.baselines.threshold(0.0), ValueError, "value=0.0"),
+        (lambda: gp.baselines.dgc(sample=2.0), ValueError, "sample=2.0"),
+        (lambda: gp.baselines.dgc(warmup_steps=5, warmup=(0.1, 2)), ValueError, "warmup=2"),
+        (lambda: gp.baselines.gaussiank(slack=0.5), ValueError, "slack=0.5"),
+        (lambda: gp.baselines.redsync(slack="much"), TypeError, "slack='much'"),
+        (lambda: gp.baselines.sidco(fit="normal"), ValueError, "exponential"),
+        (lambda: gp.baselines.sidco(stages=9), ValueError, "stages=9"),
+        (lambda: gp.baselines.scalecom(low_pass=0.0), ValueError, "low_pass=0.0"),
+        (lambda: gp.baselines.egc(ratio=-1), ValueError, "ratio=-1"),
+        (lambda: gp.baselines.oktopk(reuse_threshold=0), ValueError, "reuse_threshold=0"),
+        (lambda: gp.baselines.lgc(code=33), ValueError, "code=33"),
+        (lambda: gp.baselines.lgc(train_steps=1.5), TypeError, "train_steps=1.5"),
     ],
 )
 def test_bad_arguments_are_named(make, error, words: str) -> None:

@@ -10,13 +10,14 @@ from statistics import NormalDist
 import jax
 import jax.numpy as jnp
 
-from gradpart_jax.bits import WORD, popcount
+from gradpart_jax.bits import popcount
 from gradpart_jax.checks import check_number
 from gradpart_jax.exchange import AxisName
-from gradpart_jax.magnitudes import entries, greatest_magnitude, per_segment, quotas, reaching, room, segment_sums
+from gradpart_jax.magnitudes import entries, per_segment, quotas, reaching, room
+from gradpart_jax.moments import greatest_magnitude, scaled, segment_sums
 from gradpart_jax.replicated import replicated
 from gradpart_jax.scheme import Reduced, Scheme, SchemeState, Settle
-from gradpart_jax.segments import Layout, spread
+from gradpart_jax.segments import Layout
 from gradpart_jax.sparse import share
 
 CORRECTIONS = 3
@@ -76,8 +77,7 @@ def gaussiank(ratio: float = 0.01, *, slack: float = 1.25) -> Scheme:
 
 def _quantiles(vector: jax.Array, scale: jax.Array, *, layout: Layout, deviations: float) -> jax.Array:
     sizes = jnp.asarray([max(size, 1) for size in layout.sizes], jnp.float32)
-    unit = 1.0 / jnp.where((scale > 1e-37) & (scale < jnp.inf), scale, 1.0)
-    x = vector.reshape(-1, WORD) * spread(unit, layout)[:, None]
+    x = scaled(vector, scale, layout)
     mean = segment_sums(x, layout) / sizes
     variance = jnp.maximum(segment_sums(x * x, layout) / sizes - mean * mean, 0.0)
     return scale * jnp.maximum(mean + deviations * jnp.sqrt(variance), 0.0)

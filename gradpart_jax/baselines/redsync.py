@@ -9,13 +9,14 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from gradpart_jax.bits import WORD, popcount
+from gradpart_jax.bits import popcount
 from gradpart_jax.checks import check_number
 from gradpart_jax.exchange import AxisName
-from gradpart_jax.magnitudes import entries, greatest_magnitude, per_segment, quotas, reaching, room, segment_sums
+from gradpart_jax.magnitudes import entries, per_segment, quotas, reaching, room
+from gradpart_jax.moments import greatest_magnitude, scaled, segment_sums
 from gradpart_jax.replicated import replicated
 from gradpart_jax.scheme import Reduced, Scheme, SchemeState, Settle
-from gradpart_jax.segments import Layout, spread
+from gradpart_jax.segments import Layout
 from gradpart_jax.sparse import share
 
 HALVINGS = 10  # to a thousandth of the range
@@ -93,6 +94,4 @@ def _search(vector: jax.Array, ranks: jax.Array, layout: Layout) -> jax.Array:
 
 def _means(vector: jax.Array, scale: jax.Array, *, layout: Layout) -> jax.Array:
     sizes = jnp.asarray([max(size, 1) for size in layout.sizes], jnp.float32)
-    unit = 1.0 / jnp.where((scale > 1e-37) & (scale < jnp.inf), scale, 1.0)
-    x = jnp.abs(vector).reshape(-1, WORD) * spread(unit, layout)[:, None]
-    return segment_sums(x, layout) / sizes
+    return segment_sums(jnp.abs(scaled(vector, scale, layout)), layout) / sizes

@@ -16,7 +16,8 @@ from gradpart_jax.checks import check_integer, check_number
 from gradpart_jax.exchange import AxisName
 from gradpart_jax.families import family as find_family
 from gradpart_jax.families import raw_of
-from gradpart_jax.magnitudes import Tail, entries, greatest_magnitude, per_segment, quotas, reaching, room, tail
+from gradpart_jax.magnitudes import entries, per_segment, quotas, reaching, room
+from gradpart_jax.moments import Tail, greatest_magnitude, tail
 from gradpart_jax.replicated import replicated
 from gradpart_jax.scheme import Reduced, Scheme, SchemeState, Settle
 from gradpart_jax.segments import Layout
