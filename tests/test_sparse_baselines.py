@@ -468,7 +468,7 @@ def test_oktopks_regions_balance_the_load_and_its_link_does_not_grow() -> None:
 
 def network(weights, blocks: np.ndarray) -> np.ndarray:
     layers = weights["encoder"]["params"]
-    first, second, last = (layers[f"Dense_{i}"] for i in range(3))
+    first, second, last = (layers[name] for name in ("curved", "straight", "out"))
     hidden = np.tanh(blocks @ first["kernel"] + first["bias"]) + blocks @ second["kernel"] + second["bias"]
     return hidden @ last["kernel"] + last["bias"]
 

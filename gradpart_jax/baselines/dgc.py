@@ -51,7 +51,7 @@ def dgc(
     >>> import jax, jax.numpy as jnp, gradpart_jax as gp
     >>> tx = gp.compress(gp.baselines.dgc(0.01), momentum=0.9)
     >>> gradient = jax.random.normal(jax.random.key(0), (10_000,))
-    >>> out, _ = tx.update(gradient, tx.init(gradient))
+    >>> out, _ = jax.jit(tx.update)(gradient, tx.init(gradient))
     >>> bool(80 <= (out != 0).sum() <= 100)
     True
     """

@@ -42,7 +42,7 @@ def egc(ratio: float = 0.01) -> Scheme:
     >>> import jax, jax.numpy as jnp, gradpart_jax as gp
     >>> tx = gp.compress(gp.baselines.egc(0.1))
     >>> gradient = {"spread": jnp.exp(jnp.linspace(0.0, 5.0, 100)), "peaked": jnp.full(100, 2.0)}
-    >>> out, _ = tx.update(gradient, tx.init(gradient))
+    >>> out, _ = jax.jit(tx.update)(gradient, tx.init(gradient))
     >>> {name: int((leaf != 0).sum()) for name, leaf in out.items()}
     {'peaked': 1, 'spread': 19}
     """

@@ -45,7 +45,7 @@ def gaussiank(ratio: float = 0.01, *, slack: float = 1.25) -> Scheme:
     >>> import jax, jax.numpy as jnp, gradpart_jax as gp
     >>> tx = gp.compress(gp.baselines.gaussiank(0.01))
     >>> gradient = jax.random.normal(jax.random.key(0), (10_000,))
-    >>> out, _ = tx.update(gradient, tx.init(gradient))
+    >>> out, _ = jax.jit(tx.update)(gradient, tx.init(gradient))
     >>> bool(66 <= (out != 0).sum() <= 125)
     True
     """

@@ -49,7 +49,8 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, blocks: jax.Array) -> jax.Array:
         """Encode float32[..., BLOCK] as float32[..., code]."""
-        return nn.Dense(self.code)(nn.tanh(nn.Dense(WIDTH)(blocks)) + nn.Dense(WIDTH)(blocks))
+        curved, straight = nn.Dense(WIDTH, name="curved")(blocks), nn.Dense(WIDTH, name="straight")(blocks)
+        return nn.Dense(self.code, name="out")(nn.tanh(curved) + straight)
 
 
 def lgc(ratio: float = 0.01, *, code: int = 8, train_steps: int = 200, seed: int = 0) -> Scheme:
@@ -77,8 +78,9 @@ def lgc(ratio: float = 0.01, *, code: int = 8, train_steps: int = 200, seed: int
     >>> import jax, jax.numpy as jnp, gradpart_jax as gp
     >>> tx = gp.compress(gp.baselines.lgc(0.1, train_steps=1))
     >>> gradient, state, bits = jax.random.normal(jax.random.key(0), (10_000,)), tx.init(jnp.zeros(10_000)), []
+    >>> update = jax.jit(tx.update)
     >>> for _ in range(2):
-    ...     _, state = tx.update(gradient, state)
+    ...     _, state = update(gradient, state)
     ...     bits.append(float(gp.stats(state).payload_bits))
     >>> bits[0] - bits[1] == 1000 * 32 - 256 * 32
     True

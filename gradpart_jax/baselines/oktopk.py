@@ -65,7 +65,8 @@ def oktopk(ratio: float = 0.01, *, reuse_threshold: int = 32, reuse_regions: int
     >>> tx = gp.compress(gp.baselines.oktopk(0.5), axis_name="w")
     >>> gradients = jnp.array([[3.0, -1.0, 0.5, -4.0], [1.0, 0.5, 0.2, 2.0]])
     >>> states = jax.vmap(lambda _: tx.init(jnp.zeros(4)))(jnp.arange(2))
-    >>> jax.vmap(lambda g, s: tx.update(g, s)[0], axis_name="w")(gradients, states)[1]
+    >>> update = jax.jit(jax.vmap(tx.update, axis_name="w"))
+    >>> update(gradients, states)[0][1]
     Array([ 2.,  0.,  0., -1.], dtype=float32)
     """
     check_number("ratio", ratio, above=0.0, at_most=1.0, static=True)

@@ -44,7 +44,7 @@ def redsync(ratio: float = 0.01, *, slack: float = 2.0) -> Scheme:
     >>> import jax, jax.numpy as jnp, gradpart_jax as gp
     >>> tx = gp.compress(gp.baselines.redsync(0.01))
     >>> gradient = jax.random.normal(jax.random.key(0), (10_000,))
-    >>> out, _ = tx.update(gradient, tx.init(gradient))
+    >>> out, _ = jax.jit(tx.update)(gradient, tx.init(gradient))
     >>> bool(100 <= (out != 0).sum() <= 200)
     True
     """

@@ -63,7 +63,7 @@ def sidco(ratio: float = 0.01, *, fit: str = "exponential", stages: int = 5, sla
     >>> import jax, jax.numpy as jnp, gradpart_jax as gp
     >>> tx = gp.compress(gp.baselines.sidco(0.01))
     >>> gradient = jax.random.laplace(jax.random.key(0), (10_000,))
-    >>> out, _ = tx.update(gradient, tx.init(gradient))
+    >>> out, _ = jax.jit(tx.update)(gradient, tx.init(gradient))
     >>> bool(80 <= (out != 0).sum() <= 120)
     True
     """
