@@ -134,7 +134,8 @@ def lgc(ratio: float = 0.01, *, code: int = 8, train_steps: int = 200, seed: int
         scale = jax.lax.bitcast_convert_type(replicated(_root_mean_square)(own.values), jnp.uint32)
         words = jnp.concatenate([index.encode(own.indices, own.used), own.used.astype(jnp.uint32)[None], scale[None]])
         words = from_leader(words, learned.step % devices, axis_name)
-        indices = index.decode(words[:-2], words[-2].astype(jnp.int32))
+        used = words[-2].astype(jnp.int32)
+        indices = index.decode(words[:-2], used)
         scale = jax.lax.bitcast_convert_type(words[-1], jnp.float32)
 
         def training(vector: jax.Array) -> tuple[Reduced, Any, Any]:
@@ -147,7 +148,7 @@ def lgc(ratio: float = 0.01, *, code: int = 8, train_steps: int = 200, seed: int
             codes = mean(jnp.where(jnp.all(jnp.isfinite(vector)), codes, jnp.nan), axis_name)
             finite = jnp.all(jnp.isfinite(codes))
             values = jnp.where(indices < layout.total, values[:count], 0.0)
-            memory = settle(Sent(jnp.bool_(False), (Buffer(indices, values, own.used),)), finite)
+            memory = settle(Sent(jnp.bool_(False), (Buffer(indices, values, used),)), finite)
             average = replicated(decode)(learned.weights, jnp.where(finite, codes, 0.0), scale)[:count]
             total = scatter_add(overwritten(vector, memory.residual), indices, jnp.where(finite, average, 0.0))
             wire = accounting.reduced(WORD_BITS * codes.size, devices)
