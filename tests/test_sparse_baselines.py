@@ -258,7 +258,7 @@ def sampled(x: np.ndarray, step: int, ratio: float) -> np.ndarray:
     threshold = sample[quota(ratio, drawn) - 1]
     for _ in range(10):
         count = np.sum((np.abs(x) >= threshold) & (x != 0))
-        factor = 0.8 if count < 0.8 * k else 1.3 if count > 1.3 * k else 1.0
+        factor = 0.8 if count < 0.8 * k else 1.3 if count > 4 * k else 1.0
         threshold = threshold * np.float32(factor)
     return largest(np.where(np.abs(x) >= threshold, x, 0), k)
 

@@ -21,7 +21,8 @@ from gradpart_jax.scheme import Reduced, Scheme, SchemeState, Settle
 from gradpart_jax.segments import Layout
 from gradpart_jax.sparse import share
 
-FEWEST, MOST = 0.8, 1.3  # counts over those asked for, between which a threshold is left as it is
+FEWEST, MOST = 0.8, 4.0  # counts over those asked for, between which a threshold is left as it is
+LOWER, HIGHER = 0.8, 1.3  # factors on a threshold that too few, or too many, reach
 CORRECTIONS = 10
 WARMUP = (0.25, 0.0625, 0.015625, 0.004)
 
@@ -33,7 +34,8 @@ def dgc(
 
     Of a leaf with d elements, k = max(1, round(ratio d)) are asked for. The threshold is the magnitude of the same rank
     in every stride-th element; up to ten times it is multiplied by 0.8 where fewer than 0.8 k reach it, and by 1.3
-    where more than 1.3 k do. Of what then reaches it, the k largest are sent.
+    where more than 4 k do. Of what then reaches it, the k largest are sent (hierarchical selection, which makes raising
+    the threshold needless before that).
 
     Args:
       ratio: of entries to send, in (0, 1].
@@ -127,7 +129,7 @@ def _corrected(vector: jax.Array, bounds: jax.Array, ranks: jax.Array, layout: L
 
     def factors_at(bounds: jax.Array) -> jax.Array:
         count = per_segment(reaching(vector, bounds, layout), layout).astype(jnp.float32)
-        return jnp.where(count < FEWEST * asked, FEWEST, jnp.where(count > MOST * asked, MOST, 1.0))
+        return jnp.where(count < FEWEST * asked, LOWER, jnp.where(count > MOST * asked, HIGHER, 1.0))
 
     def correct(search: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         bounds, factors, turn = search

@@ -74,7 +74,7 @@ def oktopk(ratio: float = 0.01, *, reuse_threshold: int = 32, reuse_regions: int
     check_integer("reuse_regions", reuse_regions, 1, 2**31 - 1)
     check_number("slack", slack, at_least=1.0, static=True)
 
-    def capacity(layout: Layout) -> int:
+    def asked(layout: Layout) -> int:
         return min(layout.elements, max(1, round(ratio * layout.elements)))
 
     def init(layout: Layout) -> SchemeState:
@@ -84,7 +84,7 @@ def oktopk(ratio: float = 0.01, *, reuse_threshold: int = 32, reuse_regions: int
     def reduce(
         vector: jax.Array, state: SchemeState, layout: Layout, axis_name: AxisName, settle: Settle
     ) -> tuple[Reduced, SchemeState]:
-        common, count, devices = state.shared, capacity(layout), axis_size(axis_name)
+        common, count, devices = state.shared, asked(layout), axis_size(axis_name)
         each = min(layout.total, math.ceil(slack * count / devices))
         shape = SparseFormat(layout.total, each)
         search = common.step % reuse_threshold == 0
@@ -128,14 +128,14 @@ def oktopk(ratio: float = 0.01, *, reuse_threshold: int = 32, reuse_regions: int
         values = jnp.where(taken & everywhere, found.values, 0.0).reshape(-1)
         mean = scatter_add(overwritten(vector, memory.residual), places.reshape(-1), values) / devices
 
-        report = _report(places, count, shape.candidates(payloads[0]), devices, threshold, layout)
+        report = _report(places, devices * each, shape.candidates(payloads[0]), devices, threshold, layout)
         wire = accounting.add(
             wire, accounting.dealt(devices * shape.bits, devices), accounting.gathered(shape.bits, devices)
         )
         fresh = SchemeState(Common(common.step + 1, load, threshold), bound)
         return Reduced(mean, memory, everywhere, wire, report), fresh
 
-    return Scheme("oktopk", init, reduce, capacity)
+    return Scheme("oktopk", init, reduce, lambda layout: min(layout.elements, math.ceil(slack * asked(layout))))
 
 
 def _as_one(layout: Layout) -> Layout:
