@@ -1,4 +1,4 @@
-"""Magnitudes segment by segment, by whole words: counts, exact ranks, moments of tails, and selection.
+"""Magnitudes segment by segment, by whole words: counts, exact ranks, and selection.
 
 Segments begin at whole words of 32 elements, so that a word's set bits belong to one segment, and a tree of any number
 of leaves is one vector here: no loop over leaves, no sort.
@@ -7,26 +7,15 @@ of leaves is one vector here: no loop over leaves, no sort.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from gradpart_jax.bits import WORD, bitmask, keep, lowest, popcount, prefix, select
-from gradpart_jax.buffers import Buffer, gather
-from gradpart_jax.replicated import replicated
-from gradpart_jax.segments import Layout, spread
+from gradpart_jax.buffers import Buffer, compact, gather
+from gradpart_jax.segments import Layout, segment_of, spread
 
 INFINITE = 0x7F800000  # bit pattern of infinity, above that of every finite magnitude
-
-
-class Tail(NamedTuple):
-    """What lies above a bound in each segment, in units of the segment's largest magnitude."""
-
-    count: jax.Array  # float32[S]
-    mean: jax.Array  # float32[S]: of the excess over the bound; 0 where nothing lies above
-    square: jax.Array  # float32[S]: mean of the squared excess
-    log: jax.Array  # float32[S]: mean of the logarithm of the magnitude
 
 
 def quotas(ratio: float, layout: Layout) -> tuple[int, ...]:
@@ -39,10 +28,24 @@ def quotas(ratio: float, layout: Layout) -> tuple[int, ...]:
     Returns:
       One number a segment, 0 only for an empty one.
 
-    >>> quotas(0.01, Layout(sizes=(7, 2000, 0), starts=(0, 32, 2032), total=2048, elements=2007))
+    >>> quotas(0.01, Layout(sizes=(7, 2000, 0), starts=(0, 32, 2032), total=2048, elements=2007, shapes=()))
     (1, 20, 0)
     """
     return tuple(min(size, max(1, round(ratio * size))) for size in layout.sizes)
+
+
+def room(ratio: float, slack: float, layout: Layout) -> int:
+    """Fix how many entries a payload holds whose count only a threshold decides.
+
+    Args:
+      ratio: of entries asked for.
+      slack: room over those asked for.
+      layout: the segments.
+
+    Returns:
+      How many.
+    """
+    return min(layout.elements, math.ceil(slack * sum(quotas(ratio, layout))))
 
 
 def per_segment(words: jax.Array, layout: Layout) -> jax.Array:
@@ -61,8 +64,8 @@ def per_segment(words: jax.Array, layout: Layout) -> jax.Array:
     return ends[jnp.asarray(last, jnp.int32)] - ends[jnp.asarray(first, jnp.int32)]
 
 
-def above(vector: jax.Array, bounds: jax.Array, layout: Layout) -> jax.Array:
-    """Mark what lies above its segment's bound.
+def reaching(vector: jax.Array, bounds: jax.Array, layout: Layout) -> jax.Array:
+    """Mark what reaches its segment's bound, and is not zero.
 
     Args:
       vector: float32[n].
@@ -72,7 +75,8 @@ def above(vector: jax.Array, bounds: jax.Array, layout: Layout) -> jax.Array:
     Returns:
       uint32[n / 32], a bit for each element.
     """
-    return bitmask((jnp.abs(vector.reshape(-1, WORD)) > spread(bounds, layout)[:, None]).reshape(-1))
+    rows = jnp.abs(vector.reshape(-1, WORD))
+    return bitmask(((rows >= spread(bounds, layout)[:, None]) & (rows > 0)).reshape(-1))
 
 
 def top(vector: jax.Array, ranks: jax.Array, layout: Layout) -> jax.Array:
@@ -149,54 +153,37 @@ def entries(vector: jax.Array, words: jax.Array, capacity: int, turn: jax.Array)
     return Buffer(places, gather(vector, places), jnp.minimum(count, capacity))
 
 
-def greatest_magnitude(vector: jax.Array, layout: Layout) -> jax.Array:
-    """Find each segment's largest magnitude.
+def trimmed(buffer: Buffer, ranks: jax.Array, capacity: int, layout: Layout) -> Buffer:
+    """Keep each segment's largest entries of a buffer.
 
     Args:
-      vector: float32[n].
+      buffer: of any capacity.
+      ranks: int32[S], how many of each segment at most.
+      capacity: of the result, at least the sum of the ranks.
       layout: the segments.
 
     Returns:
-      float32[S], 0 for an empty segment.
+      Buffer.
     """
-    rows = jnp.max(jnp.abs(vector).reshape(-1, WORD), axis=1)
-    return jnp.zeros(layout.segments, jnp.float32).at[_owners(layout)].max(rows, indices_are_sorted=True)
+    owner = jnp.where(buffer.indices < layout.total, segment_of(buffer.indices, layout), layout.segments)
+    kept = largest_of_each(owner, buffer.values, ranks)
+    return compact(buffer.indices, buffer.values, kept, capacity, layout.total)
 
 
-def tail(vector: jax.Array, scale: jax.Array, bounds: jax.Array, layout: Layout) -> Tail:
-    """Take the moments of what lies above a bound in each segment.
-
-    They have the same bits in every program (see `replicated`), though each device has its own.
+def largest_of_each(owner: jax.Array, values: jax.Array, ranks: jax.Array) -> jax.Array:
+    """Flag each owner's largest entries, by a sort: for buffers, not for vectors.
 
     Args:
-      vector: float32[n].
-      scale: float32[S], the largest magnitudes, of which the results are multiples: squares stay in range.
-      bounds: float32[S], in multiples of scale; below 0 counts zeros (and padding) too.
-      layout: the segments.
+      owner: int32[C] in [0, G]; what belongs to G is never flagged.
+      values: float32[C].
+      ranks: int32[G], how many to flag at most.
 
     Returns:
-      Tail.
+      bool[C].
     """
-    return replicated(_tail)(vector, scale, bounds, layout=layout)
-
-
-def _tail(vector: jax.Array, scale: jax.Array, bounds: jax.Array, *, layout: Layout) -> Tail:
-    unit = 1.0 / jnp.where((scale > 1e-37) & (scale < jnp.inf), scale, 1.0)
-    x = jnp.abs(vector).reshape(-1, WORD) * spread(unit, layout)[:, None]
-    bound = spread(bounds, layout)[:, None]
-    over = x > bound
-    excess = jnp.where(over, x - bound, 0.0)
-    logs = jnp.where(over, jnp.log(jnp.maximum(x, 1e-37)), 0.0)
-    owners = _owners(layout)
-
-    def add_up(values: jax.Array) -> jax.Array:
-        rows = jnp.sum(values, axis=1)
-        return jnp.zeros(layout.segments, jnp.float32).at[owners].add(rows, indices_are_sorted=True)
-
-    count = add_up(over.astype(jnp.float32))
-    some = jnp.maximum(count, 1.0)
-    return Tail(count, add_up(excess) / some, add_up(excess * excess) / some, add_up(logs) / some)
-
-
-def _owners(layout: Layout) -> jax.Array:
-    return spread(jnp.arange(layout.segments, dtype=jnp.int32), layout)
+    size, groups = owner.shape[0], ranks.shape[0]
+    slot = jnp.arange(size, dtype=jnp.int32)
+    owner, _, order = jax.lax.sort((owner, -jnp.abs(values), slot), num_keys=2)
+    first = jnp.searchsorted(owner, jnp.arange(groups + 1, dtype=jnp.int32))
+    limit = jnp.append(ranks, 0)[owner] + first[owner]
+    return jnp.zeros(size, bool).at[order].set(slot < limit)

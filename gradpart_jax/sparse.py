@@ -17,8 +17,9 @@ import jax.numpy as jnp
 from gradpart_jax import accounting
 from gradpart_jax.accounting import WORD_BITS
 from gradpart_jax.buffers import Buffer, overwritten, scatter_add
+from gradpart_jax.buffers import gather as read
 from gradpart_jax.codecs import IndexCodec, index_codec
-from gradpart_jax.exchange import AxisName, gather
+from gradpart_jax.exchange import AxisName, axis_size, gather, mean
 from gradpart_jax.feedback import Sent
 from gradpart_jax.scheme import Reduced, Report, Settle
 from gradpart_jax.segments import Layout, count_by_segment, segment_of
@@ -96,12 +97,13 @@ class SparseFormat:
         return Buffer(indices, jnp.where((indices < self.size) & jnp.isfinite(values), values, 0.0), used)
 
 
-def ratio_within(bits_per_element: float, elements: int) -> float:
+def ratio_within(bits_per_element: float, elements: int, *, value_bits: float = WORD_BITS) -> float:
     """Find the largest ratio of entries whose payload is within a budget.
 
     Args:
       bits_per_element: budget of payload bits, everything counted.
       elements: n.
+      value_bits: of a value; less than 32 for methods that code values shorter.
 
     Returns:
       The ratio; at least one entry's, at most 1. Leaves so small that their share is rounded up to one entry come on
@@ -113,7 +115,8 @@ def ratio_within(bits_per_element: float, elements: int) -> float:
     low, high = 1, max(elements, 1)
     while low < high:
         middle = (low + high + 1) // 2
-        fits = SparseFormat(elements, middle).bits <= bits_per_element * elements
+        bits = WORD_BITS * HEADER_WORDS + index_codec(elements, middle).bits + value_bits * middle
+        fits = bits <= bits_per_element * elements
         low, high = (middle, high) if fits else (low, middle - 1)
     return low / max(elements, 1)
 
@@ -180,25 +183,58 @@ def share(
     return Reduced(total / devices, memory, finite, wire, report)
 
 
-def agreed_report(indices: jax.Array, layout: Layout, asked: jax.Array | None = None) -> Report:
-    """Report on positions that are the same on every device.
+def share_at(
+    vector: jax.Array,
+    indices: jax.Array,
+    layout: Layout,
+    axis_name: AxisName,
+    settle: Settle,
+    factors: jax.Array | None = None,
+) -> Reduced:
+    """Average what all devices have at positions that they agree on: an all-reduce of the values alone.
 
     Args:
-      indices: int32[C], ascending, padded with `layout.total`.
+      vector: float32[n].
+      indices: int32[C], ascending, padded with n; the same on every device. C is at least 1.
       layout: the segments.
-      asked: float32[S]; None is as many as were sent.
+      axis_name: the mapped axis.
+      settle: of the memory.
+      factors: float32[C] that values are sent multiplied by; None for 1.
+
+    Returns:
+      Reduced; its wire is that of the values, its report has no thresholds.
+    """
+    values = read(vector, indices)
+    if factors is not None:
+        values = values * factors
+    # One device's NaNs in the place of its values reach all: no flag need be exchanged.
+    average = mean(jnp.where(jnp.all(jnp.isfinite(vector)), values, jnp.nan), axis_name)
+    finite = jnp.all(jnp.isfinite(average))
+    used = jnp.sum((indices < layout.total).astype(jnp.int32))
+    memory = settle(Sent(jnp.bool_(False), (Buffer(indices, values, used),)), finite)
+    total = scatter_add(overwritten(vector, memory.residual), indices, jnp.where(finite, average, 0.0))
+    wire = accounting.reduced(WORD_BITS * indices.shape[0], axis_size(axis_name))
+    return Reduced(total, memory, finite, wire, report_at(indices, layout))
+
+
+def report_at(indices: jax.Array, layout: Layout) -> Report:
+    """Report on positions that all devices agree on.
+
+    Args:
+      indices: int32[C], ascending, padded with n.
+      layout: the segments.
 
     Returns:
       A Report with no thresholds.
     """
-    counts = count_by_segment(indices, layout).astype(jnp.float32)
+    realised = count_by_segment(indices, layout).astype(jnp.float32)
     return Report(
-        sent=jnp.sum(counts),
+        sent=jnp.sum(realised),
         capacity=jnp.int32(indices.shape[0]),
         overflow=jnp.float32(0.0),
         threshold=jnp.zeros((layout.segments, 2), jnp.float32),
-        asked=counts if asked is None else asked,
-        realised=counts,
+        asked=realised,
+        realised=realised,
         segment_entropy=jnp.zeros(layout.segments, jnp.float32),
         forecast_error=jnp.float32(0.0),
     )

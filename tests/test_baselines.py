@@ -57,6 +57,17 @@ CASES = {
     "int8 by ef21": Case(baselines.int8, feedback="ef21"),
     "topk": Case(lambda: baselines.topk(0.05), contracts=True),
     "randomk": Case(lambda: baselines.randomk(0.05), contracts=True),
+    "randomk, unbiased": Case(lambda: baselines.randomk(0.05, unbiased=True), feedback=False, unbiased=True),
+    "threshold": Case(lambda: baselines.threshold(5.0, ratio=0.2), contracts=True),
+    "dgc": Case(lambda: baselines.dgc(0.05), contracts=True),
+    "gaussiank": Case(lambda: baselines.gaussiank(0.05), contracts=True),
+    "redsync": Case(lambda: baselines.redsync(0.05), contracts=True),
+    "sidco": Case(lambda: baselines.sidco(0.05), contracts=True),
+    "sidco, gamma": Case(lambda: baselines.sidco(0.05, fit="gamma"), contracts=True),
+    "scalecom": Case(lambda: baselines.scalecom(0.05), contracts=True),
+    "oktopk": Case(lambda: baselines.oktopk(0.05)),
+    "egc": Case(lambda: baselines.egc(0.05), contracts=True),
+    "lgc": Case(lambda: baselines.lgc(0.05, train_steps=2)),
 }
 every = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 

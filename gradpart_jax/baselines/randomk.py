@@ -13,14 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradpart_jax.accounting import WORD_BITS, reduced
-from gradpart_jax.buffers import Buffer, gather, overwritten, scatter_add
 from gradpart_jax.checks import check_integer, check_number
-from gradpart_jax.exchange import AxisName, axis_size, mean
-from gradpart_jax.feedback import Sent
+from gradpart_jax.exchange import AxisName
 from gradpart_jax.scheme import Reduced, Scheme, SchemeState, Settle
 from gradpart_jax.segments import Layout, segment_of
-from gradpart_jax.sparse import agreed_report
+from gradpart_jax.sparse import share_at
 
 
 def randomk(ratio: float = 0.01, *, unbiased: bool = False, seed: int = 0) -> Scheme:
@@ -63,22 +60,8 @@ def randomk(ratio: float = 0.01, *, unbiased: bool = False, seed: int = 0) -> Sc
         step, count = state.shared, capacity(layout)
         key = jax.random.fold_in(jax.random.key(seed), step)
         indices, lengths = _draw(jax.random.bits(key, (count,), jnp.uint32), layout)
-        values = gather(vector, indices)
-        if unbiased:
-            values = values * lengths.astype(jnp.float32)
-        # One device's NaNs in the place of its values reach all: no flag need be exchanged.
-        marked = jnp.where(jnp.all(jnp.isfinite(vector)), values, jnp.nan)
-        average = mean(marked, axis_name)
-        finite = jnp.all(jnp.isfinite(average))
-        memory = settle(Sent(jnp.bool_(False), (Buffer(indices, values, jnp.int32(count)),)), finite)
-        outcome = Reduced(
-            mean=scatter_add(overwritten(vector, memory.residual), indices, jnp.where(finite, average, 0.0)),
-            memory=memory,
-            finite=finite,
-            wire=reduced(WORD_BITS * count, axis_size(axis_name)),
-            report=agreed_report(indices, layout),
-        )
-        return outcome, SchemeState(step + 1, ())
+        factors = lengths.astype(jnp.float32) if unbiased else None
+        return share_at(vector, indices, layout, axis_name, settle, factors), SchemeState(step + 1, ())
 
     return Scheme("randomk", init, reduce, capacity)
 
