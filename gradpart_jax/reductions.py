@@ -30,20 +30,6 @@ def alone(function: Callable[..., jax.Array], *arguments: jax.Array) -> jax.Arra
     return stored(jax.custom_batching.sequential_vmap(function)(*arguments))
 
 
-def segment_sums(values: jax.Array, layout: Layout) -> jax.Array:
-    """Add up each segment.
-
-    Args:
-      values: float32[n], zeros between the segments.
-      layout: the segments.
-
-    Returns:
-      float32[S], 0 for an empty segment.
-    """
-
-    return alone(lambda values: _sums(values, layout), values)
-
-
 def segment_means(values: jax.Array, layout: Layout) -> jax.Array:
     """Average each segment.
 
@@ -68,20 +54,6 @@ def segment_deviations(values: jax.Array, layout: Layout) -> jax.Array:
       float32[S], 0 for an empty segment.
     """
     return alone(lambda values: jnp.sqrt(_sums(values * values, layout) * _shares(layout)), values)
-
-
-def segment_greatest(values: jax.Array, layout: Layout) -> jax.Array:
-    """Take the greatest of each segment.
-
-    Args:
-      values: float32[n], at least 0, zeros between the segments.
-      layout: the segments.
-
-    Returns:
-      float32[S], 0 for an empty segment.
-    """
-    words = stored(jnp.max(values.reshape(-1, ALIGNMENT), axis=1))
-    return jnp.stack([jnp.max(words[first:end], initial=0.0) for first, end in _spans(layout)])
 
 
 def per_element(numbers: jax.Array, layout: Layout) -> jax.Array:

@@ -9,7 +9,8 @@ from gradpart_jax.checks import check_integer, check_number
 from gradpart_jax.coded import Coded, Form, exchange_coded
 from gradpart_jax.exchange import AxisName
 from gradpart_jax.levels import by_chance, draws, read, signed
-from gradpart_jax.reductions import per_element, segment_deviations, segment_greatest
+from gradpart_jax.moments import greatest_magnitude
+from gradpart_jax.reductions import per_element, segment_deviations
 from gradpart_jax.scheme import Reduced, Scheme, SchemeState, Settle
 from gradpart_jax.segments import Layout
 
@@ -45,7 +46,7 @@ def terngrad(clip: float | None = 2.5, seed: int = 0) -> Scheme:
     def reduce(
         vector: jax.Array, state: SchemeState, layout: Layout, axis_name: AxisName, settle: Settle
     ) -> tuple[Reduced, SchemeState]:
-        scales = segment_greatest(jnp.abs(vector), layout)
+        scales = greatest_magnitude(vector, layout)
         if clip is not None:
             scales = jnp.minimum(scales, clip * segment_deviations(vector, layout))
         # A scale whose reciprocal is infinite would make its tensor nothing but noise.
