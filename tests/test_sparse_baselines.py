@@ -283,7 +283,7 @@ def test_dgc_warms_up() -> None:
 def normal_quantile(x: np.ndarray, ratio: float) -> np.ndarray:
     k, y = quota(ratio, x.size), x.astype(np.float64)
     threshold = max(y.mean() + abs(stats.norm.ppf(ratio / 2)) * y.std(), 0.0)
-    for _ in range(3):
+    for _ in range(2):
         count = np.sum((np.abs(y) >= threshold) & (y != 0))
         threshold *= 0.5 if count < 2 * k / 3 else 1.5 if count > 4 * k / 3 else 1.0
     return np.where(np.abs(x) >= threshold, x, 0)

@@ -20,15 +20,16 @@ from gradpart_jax.scheme import Reduced, Scheme, SchemeState, Settle
 from gradpart_jax.segments import Layout
 from gradpart_jax.sparse import share
 
-CORRECTIONS = 3
+COUNTS = 3  # the last of which is of what is sent
 
 
 def gaussiank(ratio: float = 0.01, *, slack: float = 1.25) -> Scheme:
     """Send what reaches the quantile of a normal distribution fitted to each leaf.
 
-    Of a leaf with mean mu and standard deviation sigma, |a| >= mu + Phi^-1(1 - ratio / 2) sigma is sent; up to three
-    times the threshold is halved where fewer than 2/3 of those asked for reach it, and multiplied by 1.5 where more
-    than 4/3 do. Real tails are heavier than a normal distribution's: the counts may stay off by more than that.
+    Of a leaf with mean mu and standard deviation sigma, |a| >= mu + Phi^-1(1 - ratio / 2) sigma is sent; twice the
+    threshold is halved where fewer than 2/3 of those asked for reach it, and multiplied by 1.5 where more than 4/3 do
+    (three counts, the last of which is of what is sent). Real tails are heavier than a normal distribution's: the
+    counts may stay off by more than that.
 
     Args:
       ratio: of entries asked for, in (0, 1].
@@ -64,7 +65,7 @@ def gaussiank(ratio: float = 0.01, *, slack: float = 1.25) -> Scheme:
         asked = jnp.asarray(quotas(ratio, layout), jnp.float32)
         scale = greatest_magnitude(vector, layout)
         bounds = replicated(_quantiles)(vector, scale, layout=layout, deviations=NormalDist().inv_cdf(1 - ratio / 2))
-        for _ in range(CORRECTIONS):
+        for _ in range(COUNTS - 1):
             count = per_segment(reaching(vector, bounds, layout), layout).astype(jnp.float32)
             bounds = bounds * jnp.where(3 * count < 2 * asked, 0.5, jnp.where(3 * count > 4 * asked, 1.5, 1.0))
         words = reaching(vector, bounds, layout)
