@@ -1,8 +1,8 @@
 """Bytes: what one device hands to collectives, and what leaves it on the wire.
 
 Payload bits are a collective's operand. Link bits are what its algorithm sends from one device of W: a ring
-all-gather (W - 1) times the payload, a ring all-reduce 2 (W - 1) / W times the buffer. With one device there is no
-wire, and link bits are 0.
+all-gather (W - 1) times the payload, a ring all-reduce 2 (W - 1) / W times the buffer, an all-to-all (W - 1) / W times
+the buffer. With one device there is no wire, and link bits are 0.
 """
 
 from __future__ import annotations
@@ -59,6 +59,22 @@ def reduced(bits: int, devices: int) -> Wire:
     [64.0, 96.0]
     """
     return Wire(jnp.float32(bits), jnp.float32(2 * bits * (devices - 1) / devices))
+
+
+def dealt(bits: int, devices: int) -> Wire:
+    """Account for an all-to-all.
+
+    Args:
+      bits: of one device's operand, what it has for itself included.
+      devices: W.
+
+    Returns:
+      bits, and (W - 1) / W bits on the link.
+
+    >>> [float(b) for b in dealt(64, devices=4)]
+    [64.0, 48.0]
+    """
+    return Wire(jnp.float32(bits), jnp.float32(bits * (devices - 1) / devices))
 
 
 def add(*wires: Wire) -> Wire:

@@ -10,10 +10,11 @@ import optax
 
 from gradpart_jax import predictor, summaries
 from gradpart_jax.baselines.dense import dense
+from gradpart_jax.checks import check_integer, check_number
 from gradpart_jax.exchange import AxisName
 from gradpart_jax.gradpart import gradpart
 from gradpart_jax.outlook import GradpartState
-from gradpart_jax.transform import check_number, compress, find_state
+from gradpart_jax.transform import compress, find_state
 
 # The arguments that size buffers or choose code, for `optax.inject_hyperparams(..., static_args=gp.STATIC_ARGS)`
 STATIC_ARGS = (
@@ -116,7 +117,7 @@ def partition_compress(
         ("key_bits", key_bits, 2, 8),
         ("rungs", rungs, 1, 8),
     ):
-        _check_integer(name, value, least, most, optional=name in ("learn_every", "seed"))
+        check_integer(name, value, least, most, optional=name in ("learn_every", "seed"))
     scheme = gradpart(
         bits_per_element,
         warmup_steps=warmup_steps,
@@ -181,13 +182,3 @@ def inspect(opt_state: Any, family: str = predictor.DEFAULT_FAMILY) -> Inspectio
         observed=state.summary.mass / jnp.maximum(jnp.sum(state.summary.mass, axis=1, keepdims=True), 1e-30),
         threshold=found.stats.threshold,
     )
-
-
-def _check_integer(name: str, value: Any, least: int, most: int, *, optional: bool) -> None:
-    if optional and value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int):
-        hint = ": give optax.inject_hyperparams static_args=gp.STATIC_ARGS" if isinstance(value, jax.Array) else ""
-        raise TypeError(f"{name}={value!r} is not an integer" + (" or None" if optional else "") + hint)
-    if not least <= value <= most:
-        raise ValueError(f"{name}={value} is out of range: give {least} to {most}")

@@ -9,6 +9,7 @@ from collections.abc import Hashable
 from typing import TypeAlias
 
 import jax
+import jax.numpy as jnp
 
 AxisName: TypeAlias = Hashable | tuple[Hashable, ...] | None
 
@@ -65,3 +66,55 @@ def greatest(values: jax.Array, axis_name: AxisName) -> jax.Array:
       [...], the same on every device.
     """
     return values if axis_name is None else jax.lax.pmax(values, axis_name)
+
+
+def position(axis_name: AxisName) -> jax.Array:
+    """Say which device this is.
+
+    Args:
+      axis_name: the mapped axis.
+
+    Returns:
+      int32[] in [0, W).
+    """
+    return jnp.int32(0) if axis_name is None else jnp.asarray(jax.lax.axis_index(axis_name), jnp.int32)
+
+
+def total(values: jax.Array, axis_name: AxisName) -> jax.Array:
+    """Sum over devices.
+
+    Args:
+      values: [...], numbers.
+      axis_name: the mapped axis.
+
+    Returns:
+      [...], the same on every device.
+    """
+    return values if axis_name is None else jax.lax.psum(values, axis_name)
+
+
+def from_leader(values: jax.Array, leader: jax.Array, axis_name: AxisName) -> jax.Array:
+    """Give every device one device's values: a broadcast, as the sum of what all but one of them leave at zero.
+
+    Args:
+      values: [...], numbers.
+      leader: int32[] in [0, W), the same on every device.
+      axis_name: the mapped axis.
+
+    Returns:
+      [...], the leader's values.
+    """
+    return total(jnp.where(position(axis_name) == leader, values, jnp.zeros_like(values)), axis_name)
+
+
+def deal(payloads: jax.Array, axis_name: AxisName) -> jax.Array:
+    """Give each device what every device has for it: an all-to-all.
+
+    Args:
+      payloads: [W, ...], one for each device.
+      axis_name: the mapped axis.
+
+    Returns:
+      [W, ...], one from each device, in device order.
+    """
+    return payloads if axis_name is None else jax.lax.all_to_all(payloads, axis_name, 0, 0)

@@ -1,7 +1,8 @@
 """Error feedback: what was not sent is remembered, and added to the next gradient.
 
 Sources: Seide et al., "1-bit stochastic gradient descent" (2014) for the memory; Lin et al., "Deep gradient
-compression" (ICLR 2018), sections 3.1 and 3.2, for momentum correction and masking.
+compression" (ICLR 2018), sections 3.1 and 3.2, for momentum correction and masking; Richtarik, Sokolov and Fatkhullin,
+"EF21" (NeurIPS 2021), algorithm 2, for an estimate in the memory's place.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from gradpart_jax.segments import Layout, add_tree, ravel
 class Memory(NamedTuple):
     """What one device still owes; both differ from device to device."""
 
-    residual: jax.Array  # float32[n], or [0] without error feedback: gradient not sent so far
+    residual: jax.Array  # float32[n], or [0] without error feedback: gradient not sent so far; by EF21, the estimate
     velocity: jax.Array  # float32[n], or [0] without momentum correction: already multiplied by the momentum
 
 
@@ -114,3 +115,39 @@ def subtract(
             moved = jnp.where(finite, jnp.where(sent != 0.0, 0.0, moved), velocity)
         velocity = moved
     return Memory(residual, velocity)
+
+
+def difference(gradient: Any, memory: Memory, layout: Layout) -> jax.Array:
+    """Subtract the estimate from a gradient: a = g - h, what EF21 gives a compressor.
+
+    Args:
+      gradient: a tree.
+      memory: h, of the step before.
+      layout: the gradient's segments.
+
+    Returns:
+      float32[n].
+    """
+    return add_tree(gradient, -memory.residual, layout)
+
+
+def advance(vector: jax.Array, memory: Memory, sent: Sent | jax.Array, finite: jax.Array) -> Memory:
+    """Bring the estimate nearer to the gradient by what was sent: h' = h + sent.
+
+    Args:
+      vector: float32[n], what `difference` made.
+      memory: h.
+      sent: what this device's payload decodes to; a dense float32[n] serves too.
+      finite: bool[], the same on every device; where False the estimate stays as it was.
+
+    Returns:
+      h', in the residual's place.
+    """
+    estimate = memory.residual
+    if isinstance(sent, Sent):
+        moved = jnp.where(finite & sent.everything, estimate + vector, estimate)
+        for buffer in sent.buffers:
+            moved = scatter_add(moved, buffer.indices, jnp.where(finite, buffer.values, 0.0))
+    else:
+        moved = jnp.where(finite, estimate + sent, estimate)
+    return memory._replace(residual=moved)

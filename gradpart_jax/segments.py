@@ -25,12 +25,14 @@ class Layout:
       starts: first position of each segment, a multiple of 32.
       total: length of the flat vector, padding included, a multiple of 32.
       elements: elements of the tree, padding not included.
+      shapes: shape of each leaf.
     """
 
     sizes: tuple[int, ...]
     starts: tuple[int, ...]
     total: int
     elements: int
+    shapes: tuple[tuple[int, ...], ...] = dataclasses.field(repr=False)
 
     @property
     def segments(self) -> int:
@@ -54,14 +56,15 @@ def layout_of(tree: Any) -> Layout:
     >>> layout_of({"b": jnp.zeros(3), "w": jnp.zeros((5, 8))})
     Layout(sizes=(3, 40), starts=(0, 32), total=96, elements=43)
     """
-    sizes = tuple(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(tree))
+    shapes = tuple(jnp.shape(leaf) for leaf in jax.tree.leaves(tree))
+    sizes = tuple(math.prod(shape) for shape in shapes)
     ends = np.cumsum([0, *(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)], dtype=np.int64)
     if ends[-1] > LARGEST:
         raise ValueError(
             f"the tree has {sum(sizes)} elements, more than the {LARGEST} that int32 indices address: "
             "compress parts of it separately with optax.multi_transform"
         )
-    return Layout(sizes, tuple(int(e) for e in ends[:-1]), int(ends[-1]), sum(sizes))
+    return Layout(sizes, tuple(int(e) for e in ends[:-1]), int(ends[-1]), sum(sizes), shapes)
 
 
 def ravel(tree: Any, layout: Layout) -> jax.Array:

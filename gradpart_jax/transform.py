@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from gradpart_jax import accounting, feedback
+from gradpart_jax.checks import check_number
 from gradpart_jax.exchange import AxisName, axis_size
 from gradpart_jax.scheme import Report, Scheme, SchemeState, dense_report
 from gradpart_jax.segments import Layout, layout_of, segment_names, unravel
@@ -45,13 +45,17 @@ class CompressState(NamedTuple):
     memory: feedback.Memory
     scheme: SchemeState
     stats: Stats
+    estimate: jax.Array  # float32[n], or [0] without EF21: mean of the devices' estimates, the same on every device
+
+
+EF21 = "ef21"
 
 
 def compress(
     scheme: Scheme,
     axis_name: AxisName = None,
     *,
-    error_feedback: bool = True,
+    error_feedback: bool | str = True,
     momentum: float | jax.Array | None = None,
     memory_decay: float | jax.Array = 1.0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -61,6 +65,10 @@ def compress(
     devices; m' = decay (a - C(a)). With momentum correction (Lin et al., ICLR 2018), u' = momentum u + g takes g's
     place, and u' is cleared where an entry was sent.
 
+    With EF21 (Richtarik et al., NeurIPS 2021) each device keeps an estimate h of its gradient in place of m, and sends
+    what that lacks: h' = h + C(g - h); every device receives the mean of h' over devices, and keeps that too. It wants
+    a scheme that contracts, such as top-k or PowerSGD, and large batches.
+
     Chain it after clipping of the local gradient and before the optimizer. Pass *local* gradients: under
     `jax.shard_map(check_vma=True)` gradients with respect to unvarying parameters arrive already summed, and
     compressing them is wrong and saves nothing; cure it with `jax.lax.pcast(params, axis, to="varying")` before
@@ -69,7 +77,7 @@ def compress(
     Args:
       scheme: what is sent and how, such as `gp.baselines.dense()`.
       axis_name: the mapped axis (or tuple of axes) of pmap, vmap or shard_map; None is one device alone.
-      error_feedback: whether what is not sent is remembered.
+      error_feedback: whether what is not sent is remembered; "ef21" for an estimate in place of a memory.
       momentum: of momentum correction, in [0, 1); None for none. Then use an optimizer without momentum of its own.
       memory_decay: what the memory is multiplied by each step, in (0, 1].
 
@@ -78,7 +86,7 @@ def compress(
 
     Raises:
       TypeError: scheme is not a Scheme, or (in init) a leaf is not real floating point.
-      ValueError: momentum or memory_decay out of range.
+      ValueError: momentum or memory_decay out of range, or not of use with this error_feedback.
 
     >>> import jax, jax.numpy as jnp, gradpart_jax as gp
     >>> tx = gp.compress(gp.baselines.dense(), axis_name="w")
@@ -91,6 +99,11 @@ def compress(
         raise TypeError(f"scheme={scheme!r} is not a Scheme: give one such as gp.baselines.dense()")
     check_number("momentum", momentum, at_least=0.0, below=1.0, optional=True)
     check_number("memory_decay", memory_decay, above=0.0, at_most=1.0)
+    if not isinstance(error_feedback, bool) and error_feedback != EF21:
+        raise ValueError(f"error_feedback={error_feedback!r} is no feedback: give True, False or {EF21!r}")
+    by_estimate = error_feedback == EF21
+    if by_estimate and (momentum is not None or not isinstance(memory_decay, float) or memory_decay != 1.0):
+        raise ValueError("EF21 keeps an estimate, not a memory: leave momentum=None and memory_decay=1.0")
     if momentum is not None and not error_feedback:
         raise ValueError("momentum correction stands on the memory: leave error_feedback on, or momentum=None")
 
@@ -98,9 +111,10 @@ def compress(
         _check_leaves(params)
         layout = layout_of(params)
         state = CompressState(
-            memory=feedback.init(layout, enabled=error_feedback, momentum=momentum is not None),
+            memory=feedback.init(layout, enabled=bool(error_feedback), momentum=momentum is not None),
             scheme=scheme.init(layout),
             stats=_first_stats(layout, scheme),
+            estimate=jnp.zeros(layout.total if by_estimate else 0, jnp.float32),
         )
         # To each leaf a buffer of its own, so that a fresh state can be donated.
         return jax.tree.map(jnp.copy, state)
@@ -111,9 +125,14 @@ def compress(
         _check_state(layout, state)
         if layout.elements == 0:
             return updates, state
-        vector, moving = feedback.add(updates, state.memory, layout)
+        if by_estimate:
+            vector, moving = feedback.difference(updates, state.memory, layout), state.memory.velocity
+        else:
+            vector, moving = feedback.add(updates, state.memory, layout)
 
         def settle(sent: feedback.Sent | jax.Array, finite: jax.Array) -> feedback.Memory:
+            if by_estimate:
+                return feedback.advance(vector, state.memory, sent, finite)
             return feedback.subtract(vector, moving, state.memory, sent, finite, momentum=momentum, decay=memory_decay)
 
         reduced, scheme_state = scheme.reduce(vector, state.scheme, layout, axis_name, settle)
@@ -121,7 +140,11 @@ def compress(
         skipped = state.stats.nonfinite + (~reduced.finite).astype(jnp.int32)
         dense = accounting.dense(layout, axis_size(axis_name))
         stats = _stats(layout, reduced.wire, dense, reduced.report, skipped)
-        return unravel(reduced.mean, updates, layout), CompressState(reduced.memory, scheme_state, stats)
+        mean, estimate = reduced.mean, state.estimate
+        if by_estimate:
+            mean = jnp.where(reduced.finite, estimate + mean, 0.0)
+            estimate = jnp.where(reduced.finite, mean, estimate)
+        return unravel(mean, updates, layout), CompressState(reduced.memory, scheme_state, stats, estimate)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -165,6 +188,7 @@ def state_axes(opt_state: Any) -> Any:
                 memory=_fill(node.memory, 0),
                 scheme=SchemeState(*[_fill(part, axis) for part, axis in zip(node.scheme, (None, 0), strict=True)]),
                 stats=_fill(node.stats, None),
+                estimate=_fill(node.estimate, None),
             )
         if isinstance(node, optax.MultiStepsState):
             outer = jax.tree.map(lambda _: None, node._replace(inner_opt_state=(), acc_grads=()))
@@ -172,42 +196,6 @@ def state_axes(opt_state: Any) -> Any:
         return None
 
     return jax.tree.map(mark, opt_state, is_leaf=_is_marked)
-
-
-def check_number(
-    name: str,
-    value: Any,
-    *,
-    above: float = -math.inf,
-    at_least: float = -math.inf,
-    below: float = math.inf,
-    at_most: float = math.inf,
-    optional: bool = False,
-) -> None:
-    """Check that an argument is a real number within bounds; arrays, which schedules give, pass unchecked.
-
-    Args:
-      name: of the argument.
-      value: its value.
-      above: open lower bound.
-      at_least: closed lower bound.
-      below: open upper bound.
-      at_most: closed upper bound.
-      optional: whether None is allowed.
-
-    Raises:
-      TypeError: not a number.
-      ValueError: out of bounds.
-    """
-    if isinstance(value, jax.Array) or (optional and value is None):
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name}={value!r} is not a number" + (" or None" if optional else ""))
-    if not (above < value < below and at_least <= value <= at_most):
-        lower = f"at least {at_least:g}" if at_least > -math.inf else f"above {above:g}"
-        upper = f"at most {at_most:g}" if at_most < math.inf else f"below {below:g}"
-        wanted = [b for b in (lower, upper) if "inf" not in b]
-        raise ValueError(f"{name}={value!r} is out of range: give a number {' and '.join(wanted)}")
 
 
 def _is_marked(node: Any) -> bool:

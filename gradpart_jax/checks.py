@@ -1,0 +1,77 @@
+"""Checks of arguments at construction: an error names the argument, the value got, and the remedy."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+
+HINT = "give optax.inject_hyperparams static_args=gp.STATIC_ARGS"
+
+
+def check_number(
+    name: str,
+    value: Any,
+    *,
+    above: float = -math.inf,
+    at_least: float = -math.inf,
+    below: float = math.inf,
+    at_most: float = math.inf,
+    optional: bool = False,
+    static: bool = False,
+) -> None:
+    """Check that an argument is a real number within bounds; arrays, which schedules give, pass unchecked.
+
+    Args:
+      name: of the argument.
+      value: its value.
+      above: open lower bound.
+      at_least: closed lower bound.
+      below: open upper bound.
+      at_most: closed upper bound.
+      optional: whether None is allowed.
+      static: whether the number fixes shapes or code, so that no array can stand in its place.
+
+    Raises:
+      TypeError: not a number.
+      ValueError: out of bounds.
+
+    >>> check_number("ratio", 0.01, above=0.0, at_most=1.0, static=True)
+    """
+    if isinstance(value, jax.Array) and static:
+        raise TypeError(f"{name} sizes buffers and must be a Python number, not an array: {HINT}, and {name} in it")
+    if isinstance(value, jax.Array) or (optional and value is None):
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name}={value!r} is not a number" + (" or None" if optional else ""))
+    if not (above < value < below and at_least <= value <= at_most):
+        lower = f"at least {at_least:g}" if at_least > -math.inf else f"above {above:g}"
+        upper = f"at most {at_most:g}" if at_most < math.inf else f"below {below:g}"
+        wanted = [b for b in (lower, upper) if "inf" not in b]
+        raise ValueError(f"{name}={value!r} is out of range: give a number {' and '.join(wanted)}")
+
+
+def check_integer(name: str, value: Any, least: int, most: int, *, optional: bool = False) -> None:
+    """Check that an argument is a Python integer within bounds.
+
+    Args:
+      name: of the argument.
+      value: its value.
+      least: closed lower bound.
+      most: closed upper bound.
+      optional: whether None is allowed.
+
+    Raises:
+      TypeError: not an integer.
+      ValueError: out of bounds.
+
+    >>> check_integer("rank", 2, 1, 64)
+    """
+    if optional and value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        hint = f": {HINT}" if isinstance(value, jax.Array) else ""
+        raise TypeError(f"{name}={value!r} is not an integer" + (" or None" if optional else "") + hint)
+    if not least <= value <= most:
+        raise ValueError(f"{name}={value} is out of range: give {least} to {most}")

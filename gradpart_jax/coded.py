@@ -1,0 +1,110 @@
+"""A code for every element and a few scales, gathered from every device: how dense quantisers exchange."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from gradpart_jax import bits
+from gradpart_jax.accounting import WORD_BITS, gathered
+from gradpart_jax.exchange import AxisName, axis_size, gather
+from gradpart_jax.scheme import Reduced, Settle, dense_report
+from gradpart_jax.segments import Layout
+
+HALF = 16
+
+
+class Coded(NamedTuple):
+    """One device's vector as codes and scales."""
+
+    codes: jax.Array  # uint32[k], each below 2^width
+    scales: jax.Array  # float32[s]: at least one
+
+
+# From codes and scales to float32[n].
+Decode: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+class Form(NamedTuple):
+    """Sizes of a payload of codes."""
+
+    elements: int  # k
+    width: int  # bits of a code
+    scales: int  # s
+    scale_bits: int = WORD_BITS  # 16 where the scales are numbers of bfloat16
+
+    @property
+    def code_words(self) -> int:
+        """Words that the codes fill."""
+        return -(-self.elements * self.width // WORD_BITS)
+
+    @property
+    def words(self) -> int:
+        """Words of the payload."""
+        return self.code_words - (-self.scales * self.scale_bits // WORD_BITS)
+
+
+def exchange_coded(
+    vector: jax.Array,
+    coded: Coded,
+    decode: Decode,
+    form: Form,
+    layout: Layout,
+    axis_name: AxisName,
+    settle: Settle,
+    *,
+    owed: bool = True,
+) -> Reduced:
+    """Gather every device's codes, decode them in device order, and average.
+
+    A device whose vector is not finite sends scales that are not, and so all know. Decoders multiply exactly (see
+    `levels`) or not at all: then the sum over devices has the same bits in every program.
+
+    Args:
+      vector: float32[n], what is encoded.
+      coded: its codes and scales; of any values where the vector is not finite.
+      decode: from codes and scales to a vector.
+      form: the sizes.
+      layout: the segments.
+      axis_name: the mapped axis.
+      settle: takes what was sent.
+      owed: whether what was not sent is owed; False for a method that is not an approximation of its input.
+
+    Returns:
+      Reduced.
+    """
+    finite = jnp.all(jnp.isfinite(vector))
+    words = _write(coded._replace(scales=jnp.where(finite, coded.scales, jnp.nan)), form)
+    payloads = gather(words, axis_name)
+    everywhere = jnp.all(jnp.isfinite(jax.vmap(lambda w: _scales(w, form))(payloads)))
+    own = decode(coded.codes, jnp.where(everywhere, coded.scales, 0.0))
+    memory = settle(own if owed else vector, everywhere)
+
+    def receive(total: jax.Array, words: jax.Array) -> tuple[jax.Array, None]:
+        codes = bits.unpack(words[: form.code_words], form.elements, form.width)
+        return total + decode(codes, jnp.where(everywhere, _scales(words, form), 0.0)), None
+
+    total, _ = jax.lax.scan(receive, jnp.zeros_like(vector), payloads)
+    devices = axis_size(axis_name)
+    return Reduced(
+        mean=total / devices,
+        memory=memory,
+        finite=everywhere,
+        wire=gathered(WORD_BITS * form.words, devices),
+        report=dense_report(layout),
+    )
+
+
+def _write(coded: Coded, form: Form) -> jax.Array:
+    raw = jax.lax.bitcast_convert_type(coded.scales, jnp.uint32)
+    scales = raw if form.scale_bits == WORD_BITS else bits.pack(raw >> HALF, HALF)
+    return jnp.concatenate([bits.pack(coded.codes, form.width), scales])
+
+
+def _scales(words: jax.Array, form: Form) -> jax.Array:
+    words = words[form.code_words :]
+    raw = words if form.scale_bits == WORD_BITS else bits.unpack(words, form.scales, HALF) << HALF
+    return jax.lax.bitcast_convert_type(raw, jnp.float32)
