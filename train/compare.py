@@ -137,9 +137,8 @@ def plan(comparison: Comparison) -> list[Entry]:
     budgets = list(_budgets(comparison.budgets))
     entries = []
     for label in methods.parse_many(comparison.methods):
-        translate = label.method.payload_ratio
-        for budget in budgets if translate else [None]:
-            ratio = 1.0 if translate is None or budget is None else translate(budget, comparison.devices)
+        for budget in budgets if label.method.budgeted else [None]:
+            ratio = 1.0 if budget is None else label.method.payload_ratio(budget, comparison.devices)
             if not 1 <= ratio <= 1e5:
                 raise UsageError(
                     f"--budgets {budget:g} asks of {label.text} a payload ratio of {ratio:g} on {comparison.devices} "

@@ -7,6 +7,7 @@ has are the options that users may give; a `ratio` among them is the payload rat
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -14,41 +15,64 @@ from typing import Any, NamedTuple
 import optax
 
 import gradpart_jax as gp
+from gradpart_jax import baselines
 from train.config import Exchange
 from train.errors import UsageError
-
-
-def by_gather(budget: float, devices: int) -> float:
-    """Find the payload ratio at which a ring all-gather costs a link budget.
-
-    Args:
-      budget: link ratio: how many times fewer bits than dense training leave a device.
-      devices: W.
-
-    Returns:
-      budget W / 2, for dense training leaves 2 (W - 1) / W buffers on the link and a gather W - 1 payloads.
-
-    >>> by_gather(50.0, 4)
-    100.0
-    """
-    return budget * devices / 2
-
-
-def by_reduce(budget: float, devices: int) -> float:
-    """Find the payload ratio at which a ring all-reduce costs a link budget: the same."""
-    return budget
+from train.rivals import density, kept, random_density, rank, rival, width
 
 
 class Method(NamedTuple):
     """How a method is made, and what a link budget means to it."""
 
     make: Callable[..., optax.GradientTransformation]
-    payload_ratio: Callable[[float, int], float] | None = by_gather  # None: there is no budget to choose
+    gathers: bool = True  # payloads, which all devices get from all; otherwise it all-reduces
+    budgeted: bool = True  # whether it can be asked for a ratio
+
+    def payload_ratio(self, budget: float, devices: int) -> float:
+        """Find the payload ratio at which the method costs a link budget.
+
+        Dense training leaves 2 (W - 1) / W buffers on the link; so does an all-reduce, and a ring all-gather leaves
+        W - 1 payloads.
+
+        Args:
+          budget: link ratio: how many times fewer bits than dense training leave a device.
+          devices: W.
+
+        Returns:
+          The ratio; 1 where there is none to choose.
+
+        >>> METHODS["partition"].payload_ratio(50.0, 4), METHODS["powersgd"].payload_ratio(50.0, 4)
+        (100.0, 50.0)
+        """
+        if not self.budgeted:
+            return 1.0
+        return budget * devices / 2 if self.gathers else budget
 
 
 METHODS: dict[str, Method] = {
     "partition": Method(gp.partition_compress),
-    "dense": Method(gp.dense_mean, None),
+    "dense": Method(gp.dense_mean, gathers=False, budgeted=False),
+    "bfloat16": Method(rival(functools.partial(baselines.dense, "bfloat16")), gathers=False, budgeted=False),
+    "topk": Method(rival(baselines.topk, "ratio", density())),
+    "randomk": Method(rival(baselines.randomk, "ratio", random_density), gathers=False),
+    "threshold": Method(rival(baselines.threshold, "ratio", density())),
+    "dgc": Method(rival(baselines.dgc, "ratio", density(), momentum=0.9)),
+    "gaussiank": Method(rival(baselines.gaussiank, "ratio", density(slack=1.25))),
+    "redsync": Method(rival(baselines.redsync, "ratio", density(slack=2.0))),
+    "sidco": Method(rival(baselines.sidco, "ratio", density(slack=1.25))),
+    "scalecom": Method(rival(baselines.scalecom, "ratio", density()), gathers=False),
+    "egc": Method(rival(baselines.egc, "ratio", density())),
+    "oktopk": Method(rival(baselines.oktopk, "ratio", density(slack=2.5)), gathers=False),
+    "lgc": Method(rival(baselines.lgc, "ratio", density(value_bits="code"))),
+    "powersgd": Method(rival(baselines.powersgd, "rank", rank), gathers=False),
+    "demo": Method(rival(baselines.demo, "keep", kept, memory_decay=0.999)),
+    "qsgd": Method(rival(baselines.qsgd, "bits", width, error_feedback=False)),
+    "terngrad": Method(rival(baselines.terngrad, error_feedback=False), budgeted=False),
+    "signsgd": Method(rival(baselines.signsgd, error_feedback=False), budgeted=False),
+    "ef_signsgd": Method(rival(baselines.ef_signsgd), budgeted=False),
+    "onebit_sgd": Method(rival(baselines.onebit_sgd), budgeted=False),
+    "natural": Method(rival(baselines.natural, error_feedback=False), budgeted=False),
+    "int8": Method(rival(baselines.int8), budgeted=False),
 }
 NOT_OPTIONS = {"axis_name", "ratio", "bits_per_element", "static_args"}
 
@@ -148,7 +172,8 @@ def settings_of(label: Label, exchange: Exchange) -> dict[str, Any]:
         "entropy_rule": exchange.entropy_rule,
     }
     known = _parameters(label.kind)
-    return {key: value for key, value in common.items() if key in known} | dict(label.options)
+    settings = {key: known[key].default if value is None else value for key, value in common.items() if key in known}
+    return settings | dict(label.options)
 
 
 def build(label: Label, exchange: Exchange, axis_name: str | None, ratio: float) -> optax.GradientTransformation:

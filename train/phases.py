@@ -77,7 +77,7 @@ def _split(
     config: Config, program: Program, gradient: Any, kept: Any, own: Any, whole: float, wire: float, options: Any
 ) -> tuple[float, float, str]:
     devices = program.mesh.size
-    if program.label.method.payload_ratio is not methods.by_gather:
+    if not program.label.method.gathers:
         way = "The wire is the collective alone; the rest of the exchange is counted as encoding."
         return max(0.0, whole - wire), 0.0, way
     if devices == 1:
@@ -110,7 +110,7 @@ def _collective(program: Program, words: int, options: Any) -> float:
     devices = program.mesh.size
     if devices == 1:
         return 0.0
-    gathers = program.label.method.payload_ratio is methods.by_gather
+    gathers = program.label.method.gathers
 
     def send(x: jax.Array) -> jax.Array:
         return jax.lax.all_gather(x, step.AXIS) if gathers else jax.lax.psum(x, step.AXIS)

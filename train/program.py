@@ -52,7 +52,7 @@ def prepare(config: Config, dataset: data.Dataset, label: methods.Label, ratio: 
     return Program(
         network=net,
         label=label,
-        ratio=ratio if label.method.payload_ratio else 1.0,
+        ratio=ratio if label.method.budgeted else 1.0,
         tx=tx,
         axes=axes,
         mesh=mesh,
