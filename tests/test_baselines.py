@@ -69,12 +69,17 @@ CASES = {
     "egc": Case(lambda: baselines.egc(0.05), contracts=True),
     "lgc": Case(lambda: baselines.lgc(0.05, train_steps=2)),
 }
-every = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
-def only(claim: str):
-    chosen = {name: case for name, case in CASES.items() if getattr(case, claim)}
-    return pytest.mark.parametrize("case", chosen.values(), ids=chosen)
+def each(claim: Callable[[Case], Any] = lambda case: True):
+    """Take the methods that make a claim; one worker has all tests of a method, so that it is compiled once."""
+    chosen = [
+        pytest.param(case, marks=pytest.mark.xdist_group(name), id=name) for name, case in CASES.items() if claim(case)
+    ]
+    return pytest.mark.parametrize("case", chosen)
+
+
+every = each()
 
 
 def gradients(seed: int, like=PARAMS, devices: int = W):
@@ -237,9 +242,7 @@ def test_a_nonfinite_gradient_on_one_device_changes_nothing_anywhere(case: Case)
     assert np.isfinite(flat(out)).all()
 
 
-@pytest.mark.parametrize(
-    "case", [c for c in CASES.values() if c.conserves and c.feedback is True], ids=lambda c: c.make().name
-)
+@each(lambda case: case.conserves and case.feedback is True)
 def test_what_went_in_comes_out_or_is_remembered(case: Case) -> None:
     state = fresh(case)
     for i in range(4):
@@ -254,7 +257,7 @@ def test_what_went_in_comes_out_or_is_remembered(case: Case) -> None:
         )
 
 
-@only("contracts")
+@each(lambda case: case.contracts)
 def test_the_rest_is_smaller_than_the_whole(case: Case) -> None:
     """With the same gradient on every device, so that what is sent is an approximation of it."""
     for i in range(3):
@@ -264,7 +267,7 @@ def test_the_rest_is_smaller_than_the_whole(case: Case) -> None:
         assert (rest < np.linalg.norm(flat(g), axis=1)).all()
 
 
-@only("unbiased")
+@each(lambda case: case.unbiased)
 def test_the_mean_of_many_draws_is_the_gradient(case: Case) -> None:
     """Along eight directions the mean error is within 5 standard errors: by chance alone 1 in 10^5 runs fails."""
     tx = gp.compress(case.make(), AXIS, error_feedback=False)
@@ -291,14 +294,18 @@ def test_the_mean_of_many_draws_is_the_gradient(case: Case) -> None:
     assert (np.abs(errors.mean(0)) <= 5 * spread + noise).all()
 
 
-@pytest.mark.parametrize(
-    "like", [jnp.zeros(()), jnp.zeros(1), [jnp.zeros(0)], {}, jnp.zeros((3, 1, 2))], ids=lambda x: str(kinds(x))
-)
+ODD = {
+    "none": {},
+    "one": jnp.zeros(1),
+    "several": [jnp.zeros(()), jnp.zeros((0, 2)), jnp.zeros((3, 1, 2)), jnp.zeros(1)],
+}
+
+
+@pytest.mark.parametrize("like", ODD.values(), ids=ODD)
 @every
 def test_odd_trees(case: Case, like) -> None:
-    """Run without compiling: small trees in all their oddity."""
     tx = gp.compress(case.make(), error_feedback=case.feedback)
     g = jax.tree.map(lambda x: x + 1.5, like)
-    out, state = tx.update(g, tx.init(like))
+    out, state = jax.jit(tx.update)(g, tx.init(like))
     assert kinds(out) == kinds(g)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((out, state)))

@@ -17,6 +17,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import gradpart_jax as gp
 
+# On one worker, so that what several tests share is compiled once
+pytestmark = pytest.mark.xdist_group("contracts")
+
 W = 4
 AXIS = "w"
 PARAMS = {"bias": jnp.zeros(7), "kernel": jnp.zeros((40, 50)), "scale": jnp.zeros(())}
