@@ -99,12 +99,12 @@ def transform(case: Case) -> optax.GradientTransformationExtraArgs:
     return gp.compress(case.make(), AXIS, error_feedback=case.feedback)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1)
 def by_vmap(case: Case):
     return jax.jit(jax.vmap(lambda g, s: transform(case).update(g, s), axis_name=AXIS))
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1)
 def by_pmap(case: Case):
     """The compiled step, and a first state, stacked; replicas are checked on what each device computes for itself."""
     step, state = jax.pmap(transform(case).update, AXIS), stack(transform(case).init(PARAMS))

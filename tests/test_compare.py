@@ -37,7 +37,7 @@ def test_a_budget_is_of_link_bits(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (["--methods", "topk"], "--methods topk is unknown: choose among partition, dense"),
+        (["--methods", "best"], "--methods best is unknown: choose among partition, dense"),
         (["--methods", "partition:rungs=9"], "rungs=9 is out of range"),
         (["--methods", "dense,dense"], "names dense twice"),
         (["--methods", ""], "--methods is empty"),
