@@ -13,6 +13,7 @@ from gradpart_jax.stored import stored
 
 WORD = 32
 BLOCK = 8  # words between two ranks that `select` stores
+THINNINGS = 16  # binary digits of the share of bits that `thin` keeps
 
 
 def bitmask(flags: jax.Array) -> jax.Array:
@@ -182,10 +183,10 @@ def scramble(size: int, turn: jax.Array) -> jax.Array:
 
 
 def thin(words: jax.Array, capacity: int, turn: jax.Array) -> jax.Array:
-    """Keep a random sample of the words, with about as many set bits as fit, where more are set.
+    """Keep a random sample of the set bits, about as many as fit, where more are set.
 
     A sample that favours no position stands for all: what is learnt from it is true of what was left out, and nothing
-    is starved. Each word stays with probability 0.9 capacity / count, by a hash of its place and the turn.
+    is starved. Each bit stays with probability 0.9 capacity / count, to a precision of 2^-16.
 
     Args:
       words: uint32[w].
@@ -195,13 +196,18 @@ def thin(words: jax.Array, capacity: int, turn: jax.Array) -> jax.Array:
     Returns:
       uint32[w].
     """
+    count = jnp.sum(popcount(words))
 
     def sample(words: jax.Array) -> jax.Array:
-        x = scramble(words.shape[0], turn)
-        rate = 0.9 * capacity / count.astype(jnp.float32)
-        return jnp.where((x >> 8).astype(jnp.float32) < rate * 2.0**24, words, jnp.uint32(0))
+        rate = jnp.maximum(0.9 * capacity / count.astype(jnp.float32) * 2.0**THINNINGS, 1.0).astype(jnp.uint32)
 
-    count = jnp.sum(popcount(words))
+        def halve(i: jax.Array, mask: jax.Array) -> jax.Array:
+            # From the rate's lowest digit on: a one brings the share of set bits half-way to 1, a zero to 0.
+            drawn = scramble(words.shape[0], turn * THINNINGS + i)
+            return jnp.where(rate >> i.astype(jnp.uint32) & 1, mask | drawn, mask & drawn)
+
+        return words & jax.lax.fori_loop(0, THINNINGS, halve, jnp.zeros_like(words))
+
     return jax.lax.cond(count > capacity, sample, lambda w: w, words)
 
 

@@ -109,7 +109,7 @@ def _candidates(
 
     A sample of the vector says by which factor the forecast is off; then one pass does in almost all steps. Else the
     factor is looked for, first in growing steps and then by halves, a pass each; what is still too much after some
-    passes is thinned out, what is too little is sent as it is.
+    passes is thinned out.
 
     Returns:
       Words of the bitmask; their set bits; how many lie above the proposed thresholds, as estimated by the sample.
@@ -155,8 +155,15 @@ def _candidates(
         one * jnp.inf,
         jnp.int32(1),
     )
+
+    def find(search: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        search = jax.lax.while_loop(unsuited, again, search)
+        _, count, _, _, low, _, _ = search
+        # Where many are equal no threshold leaves some of them: rather too many, to be thinned out, than too few.
+        return jax.lax.cond((count < entries) & (low > 0), lambda: (*mark(low), *search[2:]), lambda: search)
+
     # A loop copies what it reads, here the vector, so that it is entered only where it is needed.
-    search = jax.lax.cond(unsuited(start), lambda s: jax.lax.while_loop(unsuited, again, s), lambda s: s, start)
+    search = jax.lax.cond(unsuited(start), find, lambda s: s, start)
     return search[0], search[1], proposed
 
 
