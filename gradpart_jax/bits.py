@@ -38,19 +38,6 @@ def bitmask(flags: jax.Array) -> jax.Array:
     return jnp.sum(jnp.where(flags.reshape(-1, WORD), powers[None, :], jnp.uint32(0)), axis=1, dtype=jnp.uint32)
 
 
-def flags(words: jax.Array) -> jax.Array:
-    """Unpack words into flags: the inverse of `bitmask`.
-
-    Args:
-      words: uint32[w].
-
-    Returns:
-      bool[32 w].
-    """
-    places = jnp.arange(WORD, dtype=jnp.uint32)
-    return ((words[:, None] >> places[None, :]) & 1).astype(bool).reshape(-1)
-
-
 def popcount(words: jax.Array) -> jax.Array:
     """Count the set bits of each word.
 

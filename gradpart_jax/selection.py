@@ -95,11 +95,15 @@ def candidates_of(entries: int, total: int) -> tuple[int, int]:
     Returns:
       Candidates to aim at; candidates that there is room for, at most all.
     """
-    stride = -(-total // SAMPLE)
-    sampled = total // stride
+    sampled = total // _stride(total)
     deviation = math.sqrt((1 - sampled / total) / max(entries * sampled / total, 1.0))
     aim, room = (math.ceil(entries * (1 + k * deviation)) for k in (DEVIATIONS, 2 * DEVIATIONS + 0.5))
     return min(aim, total), min(room + WORD, total)
+
+
+def _stride(total: int) -> int:
+    """Of how many elements one is sampled."""
+    return -(-total // SAMPLE)
 
 
 def _candidates(
@@ -137,7 +141,7 @@ def _candidates(
         factor = jnp.where(bracketed, (low + high) / 2, jnp.where(count < entries, factor * step, factor / step))
         return (*mark(factor), factor, step * step, low, high, passes + 1)
 
-    stride = -(-layout.total // SAMPLE)
+    stride = _stride(layout.total)
     # One of each stride, at random, so that no column of a matrix is favoured.
     place = jnp.arange(layout.total // stride, dtype=jnp.int32) * stride
     place += (scramble(place.shape[0], turn) % jnp.uint32(stride)).astype(jnp.int32)
