@@ -1,7 +1,10 @@
-"""Four virtual devices for every test, set before the first use of a backend; compiled programs do not pile up."""
+"""Four virtual devices for every test, set before the first use of a backend; compiled programs are shared and let go in time."""
 
+import atexit
 import gc
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +12,13 @@ import jax
 import pytest
 from hypothesis import HealthCheck, settings
 
+# Programs, notebooks and other workers start the same steps again and again: each is compiled once a session.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="gradpart-jax-tests-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -33,3 +43,17 @@ def few_memory_maps() -> Iterator[None]:
     if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
         jax.clear_caches()
         gc.collect()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the tests of an `xdist_group` one after another, so that one worker compiles what they share, once.
+
+    Workers begin with long runs of tests and steal from each other at the end (--dist=worksteal). --dist=loadgroup
+    would do without this, and does nothing from pytest 9.2 on.
+    """
+    first: dict[str, int] = {}
+    places = []
+    for at, item in enumerate(items):
+        mark = item.get_closest_marker("xdist_group")
+        places.append(at if mark is None else first.setdefault(mark.args[0], at))
+    items[:] = [items[at] for at in sorted(range(len(items)), key=places.__getitem__)]
