@@ -19,6 +19,8 @@ from gradpart_jax.transform import compress, find_state
 # The arguments that size buffers or choose code, for `optax.inject_hyperparams(..., static_args=gp.STATIC_ARGS)`
 STATIC_ARGS = (
     "axis_name",
+    "inner_axis",
+    "model_axis",
     "bits_per_element",
     "ratio",
     "warmup_steps",
@@ -36,6 +38,8 @@ DEFAULT_BITS = 0.32
 def partition_compress(
     axis_name: AxisName = None,
     *,
+    inner_axis: AxisName = None,
+    model_axis: AxisName = None,
     bits_per_element: float | None = None,
     ratio: float | None = None,
     momentum: float | jax.Array | None = None,
@@ -62,6 +66,8 @@ def partition_compress(
 
     Args:
       axis_name: the mapped axis (or tuple of axes) of pmap, vmap or shard_map; None is one device alone.
+      inner_axis: a fast axis that gradients are averaged over first, uncompressed, such as the chips of a host.
+      model_axis: the axis over which parameters are sharded; for both see `compress`.
       bits_per_element: budget of payload bits an element, everything counted: indices, values, header, padding and
         statistics (averaged over steps; dense warm-up not included). In (0, 32]; 0.32 if neither this nor ratio is
         given. A tree so small that no payload is smaller than itself is exchanged dense.
@@ -85,7 +91,8 @@ def partition_compress(
 
     Raises:
       TypeError: an argument that sizes buffers is an array (see `gp.STATIC_ARGS`), or of a wrong type.
-      ValueError: an argument is out of range, or both bits_per_element and ratio are given.
+      ValueError: an argument is out of range, an axis is given twice, or both bits_per_element
+        and ratio are.
 
     >>> import jax, jax.numpy as jnp, optax, gradpart_jax as gp
     >>> tx = optax.chain(gp.partition_compress(ratio=100), optax.sgd(0.1))
@@ -128,7 +135,15 @@ def partition_compress(
         key_bits=key_bits,
         rungs=rungs,
     )
-    return compress(scheme, axis_name, error_feedback=error_feedback, momentum=momentum, memory_decay=memory_decay)
+    return compress(
+        scheme,
+        axis_name,
+        inner_axis=inner_axis,
+        model_axis=model_axis,
+        error_feedback=error_feedback,
+        momentum=momentum,
+        memory_decay=memory_decay,
+    )
 
 
 def dense_mean(axis_name: AxisName = None) -> optax.GradientTransformationExtraArgs:

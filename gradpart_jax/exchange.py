@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -42,11 +42,11 @@ def gather(payload: jax.Array, axis_name: AxisName) -> jax.Array:
     return payload[None] if axis_name is None else jax.lax.all_gather(payload, axis_name)
 
 
-def mean(values: jax.Array, axis_name: AxisName) -> jax.Array:
+def mean(values: Any, axis_name: AxisName) -> Any:
     """Average over devices.
 
     Args:
-      values: [...], float.
+      values: [...], float; or a tree of such.
       axis_name: the mapped axis.
 
     Returns:
@@ -66,6 +66,19 @@ def greatest(values: jax.Array, axis_name: AxisName) -> jax.Array:
       [...], the same on every device.
     """
     return values if axis_name is None else jax.lax.pmax(values, axis_name)
+
+
+def least(values: jax.Array, axis_name: AxisName) -> jax.Array:
+    """Take the least over devices.
+
+    Args:
+      values: [...].
+      axis_name: the mapped axis.
+
+    Returns:
+      [...], the same on every device.
+    """
+    return values if axis_name is None else jax.lax.pmin(values, axis_name)
 
 
 def position(axis_name: AxisName) -> jax.Array:

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gradpart_jax import accounting, feedback
+from gradpart_jax import accounting, feedback, meshes
 from gradpart_jax.checks import check_number
 from gradpart_jax.exchange import AxisName, axis_size
-from gradpart_jax.scheme import Report, Scheme, SchemeState, dense_report
+from gradpart_jax.scheme import Reduced, Report, Scheme, SchemeState, dense_report
 from gradpart_jax.segments import Layout, layout_of, segment_names, unravel
 
 
@@ -27,6 +27,7 @@ class Stats(NamedTuple):
     dense_link_bits: jax.Array  # float32[]: what would have left the device in it
     payload_ratio: jax.Array  # float32[]: dense_payload_bits / payload_bits
     link_ratio: jax.Array  # float32[]: dense_link_bits / link_bits
+    inner_bits: jax.Array  # float32[]: leaving one device on the inner axis and the model axis; in no figure above
     sent: jax.Array  # float32[]: entries sent, mean over devices
     capacity: jax.Array  # int32[]: entries that fit
     overflow: jax.Array  # float32[]: entries over the forecast thresholds that did not fit, mean over devices
@@ -55,6 +56,8 @@ def compress(
     scheme: Scheme,
     axis_name: AxisName = None,
     *,
+    inner_axis: AxisName = None,
+    model_axis: AxisName = None,
     error_feedback: bool | str = True,
     momentum: float | jax.Array | None = None,
     memory_decay: float | jax.Array = 1.0,
@@ -69,6 +72,11 @@ def compress(
     what that lacks: h' = h + C(g - h); every device receives the mean of h' over devices, and keeps that too. It wants
     a scheme that contracts, such as top-k or PowerSGD, and large batches.
 
+    With an inner axis, g is first averaged over it, in float32: all chips of a host then compress the same vector and
+    hold the same memory, and only hosts exchange payloads. With a model axis each device holds a shard of every
+    parameter (or other parameters), compresses that alone, and exchanges it over axis_name with the devices that hold
+    the same shard; a non-finite gradient in one shard makes all of them skip the step.
+
     Chain it after clipping of the local gradient and before the optimizer. Pass *local* gradients: under
     `jax.shard_map(check_vma=True)` gradients with respect to unvarying parameters arrive already summed, and
     compressing them is wrong and saves nothing; cure it with `jax.lax.pcast(params, axis, to="varying")` before
@@ -77,6 +85,10 @@ def compress(
     Args:
       scheme: what is sent and how, such as `gp.baselines.dense()`.
       axis_name: the mapped axis (or tuple of axes) of pmap, vmap or shard_map; None is one device alone.
+      inner_axis: a fast axis (or axes), such as the chips of a host, averaged over uncompressed; axis_name is then the
+        slow one, of hosts.
+      model_axis: the axis (or axes) over which parameters are sharded. Statistics that are one number are averaged
+        over it, those of segments are the shard's own, and no leaf of the scheme's state is a scalar.
       error_feedback: whether what is not sent is remembered; "ef21" for an estimate in place of a memory.
       momentum: of momentum correction, in [0, 1); None for none. Then use an optimizer without momentum of its own.
       memory_decay: what the memory is multiplied by each step, in (0, 1].
@@ -86,7 +98,7 @@ def compress(
 
     Raises:
       TypeError: scheme is not a Scheme, or (in init) a leaf is not real floating point.
-      ValueError: momentum or memory_decay out of range, or not of use with this error_feedback.
+      ValueError: momentum or memory_decay out of range, or not of use with this error_feedback; an axis given twice.
 
     >>> import jax, jax.numpy as jnp, gradpart_jax as gp
     >>> tx = gp.compress(gp.baselines.dense(), axis_name="w")
@@ -97,6 +109,7 @@ def compress(
     """
     if not isinstance(scheme, Scheme):
         raise TypeError(f"scheme={scheme!r} is not a Scheme: give one such as gp.baselines.dense()")
+    meshes.check_apart(axis_name, inner_axis, model_axis)
     check_number("momentum", momentum, at_least=0.0, below=1.0, optional=True)
     check_number("memory_decay", memory_decay, above=0.0, at_most=1.0)
     if not isinstance(error_feedback, bool) and error_feedback != EF21:
@@ -112,7 +125,7 @@ def compress(
         layout = layout_of(params)
         state = CompressState(
             memory=feedback.init(layout, enabled=bool(error_feedback), momentum=momentum is not None),
-            scheme=scheme.init(layout),
+            scheme=meshes.widen(scheme.init(layout), model_axis),
             stats=_first_stats(layout, scheme),
             estimate=jnp.zeros(layout.total if by_estimate else 0, jnp.float32),
         )
@@ -125,26 +138,32 @@ def compress(
         _check_state(layout, state)
         if layout.elements == 0:
             return updates, state
+        gradients, inner = meshes.average(updates, inner_axis)
         if by_estimate:
-            vector, moving = feedback.difference(updates, state.memory, layout), state.memory.velocity
+            vector, moving = feedback.difference(gradients, state.memory, layout), state.memory.velocity
         else:
-            vector, moving = feedback.add(updates, state.memory, layout)
+            vector, moving = feedback.add(gradients, state.memory, layout)
+        vector, agreed = meshes.spoil(vector, model_axis)
 
         def settle(sent: feedback.Sent | jax.Array, finite: jax.Array) -> feedback.Memory:
             if by_estimate:
                 return feedback.advance(vector, state.memory, sent, finite)
             return feedback.subtract(vector, moving, state.memory, sent, finite, momentum=momentum, decay=memory_decay)
 
-        reduced, scheme_state = scheme.reduce(vector, state.scheme, layout, axis_name, settle)
-        scheme_state = jax.tree.map(lambda new, old: jnp.where(reduced.finite, new, old), scheme_state, state.scheme)
-        skipped = state.stats.nonfinite + (~reduced.finite).astype(jnp.int32)
+        before = meshes.narrow(state.scheme, jax.eval_shape(lambda: scheme.init(layout)))
+        reduced, scheme_state = scheme.reduce(vector, before, layout, axis_name, settle)
+        reduced, entropy, told = _across_shards(reduced, layout, model_axis)
+        scheme_state = jax.tree.map(lambda new, old: jnp.where(reduced.finite, new, old), scheme_state, before)
+        inside = accounting.add(inner, agreed, told).link_bits
         dense = accounting.dense(layout, axis_size(axis_name))
-        stats = _stats(layout, reduced.wire, dense, reduced.report, skipped)
+        skipped = state.stats.nonfinite + (~reduced.finite).astype(jnp.int32)
+        stats = _stats(reduced.wire, dense, reduced.report, entropy, inside, skipped)
         mean, estimate = reduced.mean, state.estimate
         if by_estimate:
             mean = jnp.where(reduced.finite, estimate + mean, 0.0)
             estimate = jnp.where(reduced.finite, mean, estimate)
-        return unravel(mean, updates, layout), CompressState(reduced.memory, scheme_state, stats, estimate)
+        fresh = meshes.widen(scheme_state, model_axis)
+        return unravel(mean, updates, layout), CompressState(reduced.memory, fresh, stats, estimate)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -248,10 +267,31 @@ def _check_state(layout: Layout, state: CompressState) -> None:
         )
 
 
-def _stats(
-    layout: Layout, wire: accounting.Wire, dense: accounting.Wire, report: Report, nonfinite: jax.Array
-) -> Stats:
+def _across_shards(
+    reduced: Reduced, layout: Layout, model_axis: AxisName
+) -> tuple[Reduced, jax.Array, accounting.Wire]:
+    """Make what is one number the same on every shard; the entropy too, and what that carried."""
+    report = reduced.report
     sizes = jnp.asarray(layout.sizes, jnp.float32)
+    entropy = jnp.sum(report.segment_entropy * sizes) / max(layout.elements, 1)
+    if model_axis is None:
+        return reduced, entropy, accounting.nothing()
+    flag = reduced.finite.astype(jnp.float32)
+    numbers = [*reduced.wire, report.sent, report.overflow, report.forecast_error, entropy, flag]
+    (payload, link, sent, overflow, error, entropy, finite), carried = meshes.share(numbers, model_axis)
+    report = report._replace(sent=sent, overflow=overflow, forecast_error=error)
+    shared = reduced._replace(wire=accounting.Wire(payload, link), report=report, finite=finite == 1.0)
+    return shared, entropy, carried
+
+
+def _stats(
+    wire: accounting.Wire,
+    dense: accounting.Wire,
+    report: Report,
+    entropy: jax.Array,
+    inner_bits: jax.Array,
+    nonfinite: jax.Array,
+) -> Stats:
     return Stats(
         payload_bits=wire.payload_bits,
         link_bits=wire.link_bits,
@@ -259,11 +299,12 @@ def _stats(
         dense_link_bits=dense.link_bits,
         payload_ratio=_ratio(dense.payload_bits, wire.payload_bits),
         link_ratio=_ratio(dense.link_bits, wire.link_bits),
+        inner_bits=inner_bits,
         sent=report.sent,
         capacity=report.capacity,
         overflow=report.overflow,
         nonfinite=nonfinite,
-        entropy=jnp.sum(report.segment_entropy * sizes) / max(layout.elements, 1),
+        entropy=entropy,
         forecast_error=report.forecast_error,
         threshold=report.threshold,
         asked=report.asked,
@@ -276,7 +317,7 @@ def _first_stats(layout: Layout, scheme: Scheme) -> Stats:
     nothing = accounting.nothing()
     report = jax.tree.map(jnp.zeros_like, dense_report(layout))
     report = report._replace(capacity=jnp.int32(scheme.capacity(layout)))
-    return _stats(layout, nothing, nothing, report, jnp.int32(0))
+    return _stats(nothing, nothing, report, jnp.float32(0.0), jnp.float32(0.0), jnp.int32(0))
 
 
 def _ratio(dense: jax.Array, used: jax.Array) -> jax.Array:

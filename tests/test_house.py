@@ -15,7 +15,7 @@ FLOORS = (
     {"_version", "families", "bits", "segments", "replicated"},
     {"buffers", "codecs", "exchange", "summaries", "reductions", "matrices"},
     {"feedback", "accounting", "regions", "predictor", "payload", "magnitudes", "moments", "levels"},
-    {"scheme", "outlook"},
+    {"scheme", "outlook", "meshes"},
     {"selection", "sparse", "coded"},
     {"baselines.*"},
     {"gradpart", "transform", "baselines"},

@@ -1,0 +1,183 @@
+"""Meshes of two axes, by nested vmap and by shard_map over four virtual devices: the same bits."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+import gradpart_jax as gp
+
+pytestmark = pytest.mark.xdist_group("meshes")
+
+PARAMS = {"bias": jnp.zeros(7, jnp.bfloat16), "kernel": jnp.zeros((40, 50))}
+ELEMENTS = 2007
+
+
+def gradients(seed: int, *axes: int, like=PARAMS):
+    leaves, structure = jax.tree.flatten(like)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    made = [
+        (jax.random.laplace(k, (*axes, *leaf.shape)) ** 3).astype(leaf.dtype)
+        for k, leaf in zip(keys, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(structure, made)
+
+
+def assert_equal(a, b) -> None:
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def stack(state, *axes: int):
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (*axes, *x.shape)), state)
+
+
+# What meshes ask of a compressor is the transformation's, whichever the scheme: this one compiles fast, and has a
+# threshold of its own for each shard.
+compress = functools.partial(gp.compress, gp.baselines.oktopk(0.1), momentum=0.5)
+
+
+def nested(tx):
+    return jax.jit(jax.vmap(jax.vmap(lambda g, s: tx.update(g, s), axis_name="inner"), axis_name="outer"))
+
+
+def on_mesh(tx):
+    """The same by shard_map, with a leading axis of each mesh axis on everything."""
+    mesh = jax.make_mesh((2, 2), ("outer", "inner"), axis_types=(AxisType.Auto, AxisType.Auto))
+
+    def local(g, s):
+        out = tx.update(*jax.tree.map(lambda x: x[0, 0], (g, s)))
+        return jax.tree.map(lambda x: x[None, None], out)
+
+    spec = P("outer", "inner")
+    return jax.jit(jax.shard_map(local, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False))
+
+
+@pytest.fixture(scope="module")
+def flat():
+    """Any steps on two devices."""
+    tx = compress("outer")
+    step = jax.jit(jax.vmap(lambda g, s: tx.update(g, s), axis_name="outer"))
+
+    def run(gradients):
+        state, outs = stack(tx.init(PARAMS), 2), []
+        for g in gradients:
+            out, state = step(g, state)
+            outs.append(out)
+        return outs, state
+
+    return run
+
+
+def louder(seed: int):
+    """Gradients of two devices by two shards, the second shard's eight times as large."""
+    return jax.tree.map(lambda x: x.at[:, 1].multiply(8), gradients(seed, 2, 2))
+
+
+@pytest.fixture(scope="module")
+def hierarchical():
+    """Three steps on two hosts of two chips, both ways."""
+    tx = compress("outer", inner_axis="inner")
+    ways = {}
+    for name, step in (("vmap", nested(tx)), ("shard_map", on_mesh(tx))):
+        state, outs = stack(tx.init(PARAMS), 2, 2), []
+        for i in range(3):
+            out, state = step(gradients(i, 2, 2), state)
+            outs.append(out)
+        ways[name] = (outs, state)
+    return ways
+
+
+def test_hierarchical_steps_are_the_same_bits_by_vmap_and_shard_map(hierarchical) -> None:
+    assert_equal(hierarchical["vmap"], hierarchical["shard_map"])
+
+
+def test_chips_of_a_host_hold_the_same_memory_and_hosts_do_not(hierarchical) -> None:
+    outs, state = hierarchical["vmap"]
+    for leaf in jax.tree.leaves(state):
+        np.testing.assert_array_equal(leaf[:, 0], leaf[:, 1])
+    assert (state.memory.residual[0] != state.memory.residual[1]).any()
+    for leaf in jax.tree.leaves((outs, state.scheme.shared, state.stats)):
+        assert (leaf == leaf[:1, :1]).all()
+
+
+def test_what_is_averaged_inside_and_exchanged_outside_is_counted(hierarchical) -> None:
+    stats = jax.tree.map(lambda x: np.asarray(x)[0, 0], gp.stats(hierarchical["vmap"][1]))
+    assert stats.inner_bits == 32 * ELEMENTS  # of a ring over two chips, in float32
+    assert stats.dense_link_bits == 32 * ELEMENTS  # of a ring over two hosts
+    assert 0 < stats.link_bits < 16 * ELEMENTS
+
+
+def test_a_hierarchical_step_is_the_flat_step_of_averaged_gradients(hierarchical, flat) -> None:
+    def averaged(seed):
+        return jax.tree.map(lambda x: jnp.sum(x.astype(jnp.float32), axis=1) / 2, gradients(seed, 2, 2))
+
+    outs, state = hierarchical["vmap"]
+    expected, last = flat([averaged(i) for i in range(3)])
+    for out, wide in zip(outs, expected, strict=True):
+        assert_equal(jax.tree.map(lambda x: x[:, 0], out), jax.tree.map(lambda x, y: x.astype(y.dtype), wide, out))
+    assert_equal(jax.tree.map(lambda x: x[:, 0], state.memory), last.memory)
+
+
+@pytest.mark.parametrize("feedback", [True, "ef21"])
+def test_one_shard_s_bad_number_makes_every_shard_skip(feedback) -> None:
+    tx = gp.compress(gp.baselines.topk(0.1), "outer", model_axis="inner", error_feedback=feedback)
+    step = nested(tx)
+    state = stack(tx.init(PARAMS), 2, 2)
+    _, state = step(gradients(0, 2, 2), state)
+    bad = gradients(1, 2, 2)
+    bad["kernel"] = bad["kernel"].at[1, 0, 3, 3].set(jnp.nan)
+    out, new = step(bad, state)
+    assert_equal(out, jax.tree.map(jnp.zeros_like, out))
+    assert_equal(new._replace(stats=None), state._replace(stats=None))
+    assert (new.stats.nonfinite == 1).all()
+
+
+@pytest.fixture(scope="module")
+def sharded():
+    """Three steps on two devices of data by two of shards, both ways."""
+    tx = compress("outer", model_axis="inner")
+    ways = {}
+    for name, step in (("vmap", nested(tx)), ("shard_map", on_mesh(tx))):
+        state, outs = stack(tx.init(PARAMS), 2, 2), []
+        for i in range(3):
+            out, state = step(louder(i), state)
+            outs.append(out)
+        ways[name] = (outs, state)
+    return tx, ways
+
+
+def test_sharded_steps_are_the_same_bits_by_vmap_and_shard_map(sharded) -> None:
+    assert_equal(sharded[1]["vmap"], sharded[1]["shard_map"])
+
+
+def test_a_shard_is_compressed_as_if_it_were_alone(sharded, flat) -> None:
+    outs, state = sharded[1]["vmap"]
+    expected, last = flat([jax.tree.map(lambda x: x[:, 1].astype(jnp.float32), louder(i)) for i in range(3)])
+    for out, alone in zip(outs, expected, strict=True):
+        assert_equal(jax.tree.map(lambda x: x[:, 1], out), jax.tree.map(lambda x, y: x.astype(y.dtype), alone, out))
+    assert_equal(jax.tree.map(lambda x: x[:, 1], state.memory), last.memory)
+    np.testing.assert_array_equal(last.scheme.shared.threshold[:, None], state.scheme.shared.threshold[:, 1])
+    assert (state.scheme.shared.threshold[:, 0] < state.scheme.shared.threshold[:, 1]).all()
+
+
+def test_shards_share_statistics_that_are_one_number_and_nothing_else(sharded) -> None:
+    tx, ways = sharded
+    state = ways["vmap"][1]
+    assert all(leaf.ndim > 0 for leaf in jax.tree.leaves(tx.init(PARAMS).scheme))
+    stats = gp.stats(state)
+    for leaf in stats:
+        assert leaf.ndim > 2 or (leaf == leaf[0, 0]).all()
+    assert (stats.inner_bits == 32 * (1 + 7)).all()  # a flag, and seven numbers averaged, on a ring of two
+
+
+@pytest.mark.parametrize(
+    "axes", [{"axis_name": "a", "inner_axis": "a"}, {"axis_name": ("a", "b"), "model_axis": "b"}], ids=str
+)
+def test_an_axis_serves_once(axes) -> None:
+    with pytest.raises(ValueError, match=re.escape("give each axis of the mesh to one of them")):
+        gp.partition_compress(**axes)
