@@ -14,6 +14,7 @@ from gradpart_jax.checks import check_integer, check_number
 from gradpart_jax.exchange import AxisName
 from gradpart_jax.gradpart import gradpart
 from gradpart_jax.outlook import GradpartState
+from gradpart_jax.sizes import EXCHANGES
 from gradpart_jax.transform import compress, find_state
 
 # The arguments that size buffers or choose code, for `optax.inject_hyperparams(..., static_args=gp.STATIC_ARGS)`
@@ -31,6 +32,8 @@ STATIC_ARGS = (
     "key_bits",
     "rungs",
     "error_feedback",
+    "exchange",
+    "devices",
 )
 DEFAULT_BITS = 0.32
 
@@ -52,6 +55,8 @@ def partition_compress(
     key_bits: int = 4,
     rungs: int = 1,
     error_feedback: bool = True,
+    exchange: str = "all_gather",
+    devices: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Exchange gradients as forecast, partitioned, entropy-thresholded sparse payloads: 100 times fewer bytes.
 
@@ -85,6 +90,11 @@ def partition_compress(
         holds what every device has to send. Of use where most of a gradient may be zero, as of embeddings; a second
         rung makes the devices agree first, by an all-reduce of one word, and takes longer to compile.
       error_feedback: whether what is not sent is remembered.
+      exchange: how payloads travel. "all_gather": to all, best for two or three devices, for what leaves a device grows
+        with their number. "reduce_scatter": to owners of shares, which add them up, select once more (with a memory of
+        their own) and send that to all: bits on the link do not grow. "leader": one device's positions, in turn, serve
+        all, and values are added up on the way. "auto": by the number of devices, "all_gather" or "reduce_scatter".
+      devices: that the axis has; needed by all but "all_gather", because sizes depend on it.
 
     Returns:
       An `optax.GradientTransformationExtraArgs`; read it with `gp.stats`, place it with `gp.state_axes`.
@@ -123,8 +133,15 @@ def partition_compress(
         ("seed", seed, 0, 2**32 - 1),
         ("key_bits", key_bits, 2, 8),
         ("rungs", rungs, 1, 8),
+        ("devices", devices, 1, 2**20),
     ):
-        check_integer(name, value, least, most, optional=name in ("learn_every", "seed"))
+        check_integer(name, value, least, most, optional=name in ("learn_every", "seed", "devices"))
+    if exchange not in EXCHANGES:
+        raise ValueError(f"exchange={exchange!r} is unknown: choose among {', '.join(EXCHANGES)}")
+    if exchange != "all_gather" and devices is None:
+        raise ValueError(f"exchange={exchange!r} needs devices, the number of devices on the axis: sizes depend on it")
+    if exchange != "all_gather" and rungs > 1:
+        raise ValueError(f"rungs={rungs} go with exchange='all_gather' only: leave rungs=1")
     scheme = gradpart(
         bits_per_element,
         warmup_steps=warmup_steps,
@@ -134,6 +151,8 @@ def partition_compress(
         entropy_rule_name=entropy_rule,
         key_bits=key_bits,
         rungs=rungs,
+        exchange=exchange,
+        devices=devices,
     )
     return compress(
         scheme,

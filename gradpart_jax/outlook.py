@@ -129,5 +129,18 @@ def digest(
     return _where(due, summaries.observe(summary, *observed), summary), weights, optimizer
 
 
+def means(*factors: jax.Array) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+    """Average over devices, geometrically.
+
+    Args:
+      *factors: float32[W], positive.
+
+    Returns:
+      The means, and their logarithms.
+    """
+    means = tuple(jnp.exp(jnp.mean(jnp.log(factor))) for factor in factors)
+    return means, tuple(jnp.log(mean) for mean in means)
+
+
 def _where(flag: jax.Array, new: Any, old: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(flag, a, b), new, old)

@@ -112,16 +112,7 @@ class PayloadFormat:
           uint32[words], and the contents as `decode` will see them (values quantised).
         """
         header = contents.header
-        broken = (~header.finite).astype(jnp.uint32) << 31
-        head = jnp.stack(
-            [
-                contents.key.used.astype(jnp.uint32) | broken,
-                contents.sparse.used.astype(jnp.uint32),
-                header.candidates.astype(jnp.uint32),
-                *(jax.lax.bitcast_convert_type(f, jnp.uint32) for f in header[2:]),
-            ]
-        )
-        blocks, decoded = [head], []
+        blocks, decoded = [self.head(header, contents.key.used, contents.sparse.used)], []
         buffers = (contents.key, contents.sparse)
         for (index, values, _), buffer, base in zip(self._parts, buffers, bases, strict=True):
             codes = values.encode(buffer.values, base)
@@ -129,6 +120,22 @@ class PayloadFormat:
             kept = jnp.where(buffer.indices < self.size, values.decode(codes, base), 0.0)
             decoded.append(buffer._replace(values=kept))
         return jnp.concatenate(blocks), Contents(header, *decoded)
+
+    def head(self, header: Header, key: jax.Array, sparse: jax.Array) -> jax.Array:
+        """Write a header.
+
+        Args:
+          header: to write.
+          key: int32[], entries used of the key buffer.
+          sparse: int32[], entries used of the sparse buffer.
+
+        Returns:
+          uint32[HEADER_WORDS].
+        """
+        broken = (~header.finite).astype(jnp.uint32) << 31
+        factors = [jax.lax.bitcast_convert_type(factor, jnp.uint32) for factor in header[2:]]
+        counts = [count.astype(jnp.uint32) for count in (key, sparse, header.candidates)]
+        return jnp.stack([counts[0] | broken, *counts[1:], *factors])
 
     def header(self, words: jax.Array) -> Header:
         """Read payloads' headers.

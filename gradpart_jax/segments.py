@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,22 @@ class Layout:
     def segments(self) -> int:
         """Number of leaves."""
         return len(self.sizes)
+
+
+class Segmented(Protocol):
+    """What a Layout and a part of one have in common: segments, one after the other."""
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Elements of each segment, of which empty ones are told."""
+
+    @property
+    def starts(self) -> tuple[int, ...] | jax.Array:
+        """First position of each segment."""
+
+    @property
+    def total(self) -> int:
+        """Length of the vector, a multiple of 32."""
 
 
 def layout_of(tree: Any) -> Layout:
@@ -164,7 +180,7 @@ def loosen(vector: jax.Array, layout: Layout) -> jax.Array:
     return _aligned([vector[end - size : end] for end, size in zip(ends, layout.sizes, strict=True)])
 
 
-def spread(values: jax.Array, layout: Layout) -> jax.Array:
+def spread(values: jax.Array, layout: Segmented) -> jax.Array:
     """Repeat one value a segment for each of the segment's words.
 
     Args:
@@ -174,12 +190,14 @@ def spread(values: jax.Array, layout: Layout) -> jax.Array:
     Returns:
       [layout.total / 32], the segment's value at each of its words.
     """
+    if not isinstance(layout, Layout):
+        return values[segment_of(jnp.arange(layout.total // ALIGNMENT, dtype=jnp.int32) * ALIGNMENT, layout)]
     # Broadcasts side by side compile to plain fills; jnp.repeat would cost a scatter and a prefix sum each step.
     parts = [jnp.broadcast_to(values[s], (-(-size // ALIGNMENT),)) for s, size in enumerate(layout.sizes) if size]
     return jnp.concatenate(parts) if parts else values[:0]
 
 
-def segment_of(indices: jax.Array, layout: Layout) -> jax.Array:
+def segment_of(indices: jax.Array, layout: Segmented) -> jax.Array:
     """Find the segment that each position belongs to.
 
     Args:
@@ -193,13 +211,13 @@ def segment_of(indices: jax.Array, layout: Layout) -> jax.Array:
     if len(filled) < 2:
         return jnp.full(indices.shape, filled[0] if filled else 0, jnp.int32)
     # Few segments begin among many positions: their beginnings are marked, and added up from the front.
-    starts = jnp.asarray([layout.starts[s] for s in filled[1:]], jnp.int32)
+    starts = jnp.asarray(layout.starts, jnp.int32)[np.asarray(filled[1:])]
     steps = jnp.asarray(np.diff(filled), jnp.int32)
     begun = jnp.searchsorted(indices, starts, side="left")
     return stored(filled[0] + jnp.cumsum(jnp.zeros(indices.shape, jnp.int32).at[begun].add(steps, mode="drop")))
 
 
-def count_by_segment(indices: jax.Array, layout: Layout) -> jax.Array:
+def count_by_segment(indices: jax.Array, layout: Segmented) -> jax.Array:
     """Count the positions that fall into each segment.
 
     Args:
@@ -209,7 +227,7 @@ def count_by_segment(indices: jax.Array, layout: Layout) -> jax.Array:
     Returns:
       int32[S].
     """
-    bounds = jnp.asarray([*layout.starts, layout.total], jnp.int32)
+    bounds = jnp.append(jnp.asarray(layout.starts, jnp.int32), layout.total)
     return jnp.diff(jnp.searchsorted(indices, bounds, side="left")).astype(jnp.int32)
 
 

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from gradpart_jax import bits, buffers
 from gradpart_jax.codecs import Bitmap, EliasFano, Magnitudes, index_codec
-from gradpart_jax.gradpart import plan_of
 from gradpart_jax.outlook import Outlook
 from gradpart_jax.payload import LARGEST_BASE, Contents, Header, PayloadFormat
 from gradpart_jax.regions import Regions
 from gradpart_jax.segments import layout_of
 from gradpart_jax.selection import choose
+from gradpart_jax.sizes import plan_of
 
 WORDS = 12
 seeds = st.integers(0, 2**31 - 1)

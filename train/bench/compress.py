@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 import gradpart_jax as gp
-from gradpart_jax import gradpart, outlook, predictor, selection
+from gradpart_jax import outlook, predictor, selection, sizes
 from gradpart_jax.buffers import scatter_add
 from gradpart_jax.feedback import Sent, subtract
 from gradpart_jax.payload import Bases
@@ -156,7 +156,7 @@ def parts(gradient: jax.Array, state: CompressState, density: float, repeats: in
       Seconds by name.
     """
     layout = layout_of(gradient)
-    plan = gradpart.plan_of(layout, traces.bits_for(density, layout))
+    plan = sizes.plan_of(layout, traces.bits_for(density, layout))
     shape = plan.ladder[-1]
     shared, family = state.scheme.shared, predictor.DEFAULT_FAMILY
     vector = jnp.pad(gradient, (0, layout.total - layout.elements)) + state.memory.residual

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from gradpart_jax.codecs import index_codec
-from gradpart_jax.gradpart import KEY_SHARE
 from gradpart_jax.payload import PayloadFormat
+from gradpart_jax.sizes import KEY_SHARE
 from train.bench import figures
 
 SIZES = (10**4, 10**5, 10**6, 10**7, 10**8)

@@ -1,0 +1,112 @@
+"""Each device's share of the flat vector: the words whose sums it owns.
+
+Words are dealt out in groups of as many as there are devices, each group from another device on. So every leaf falls to
+all devices alike, whatever its size and however its large entries lie, and no range needs to be balanced.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from gradpart_jax.bits import WORD
+from gradpart_jax.segments import Layout
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """One device's share, as a vector of its own; it stands where a Layout may.
+
+    Attributes:
+      sizes: elements of each leaf in the whole vector, of which empty leaves are told.
+      starts: int32[S], first position of each leaf's part in the share.
+      total: length of the share, a multiple of 32, the same for all devices.
+      whole: length of the whole vector.
+      owner: int32[], the device.
+      devices: W.
+    """
+
+    sizes: tuple[int, ...]
+    starts: jax.Array
+    total: int
+    whole: int
+    owner: jax.Array
+    devices: int
+
+    def restore(self, positions: jax.Array) -> jax.Array:
+        """Find positions in the whole vector.
+
+        Args:
+          positions: int32[...], in the share; from `total` on there is none.
+
+        Returns:
+          int32[...]; `whole` where there is none.
+        """
+        group, bit = positions // WORD, positions % WORD
+        word = group * self.devices + (self.owner - _turned(group, self.devices)) % self.devices
+        return jnp.where((positions < self.total) & (word < self.whole // WORD), word * WORD + bit, self.whole)
+
+
+def share_size(layout: Layout, devices: int) -> int:
+    """Say how long a share is.
+
+    Args:
+      layout: of the whole vector.
+      devices: W.
+
+    Returns:
+      A multiple of 32; shares may hold a few positions that the whole vector has not.
+    """
+    return -(-layout.total // (WORD * devices)) * WORD
+
+
+def share_of(layout: Layout, devices: int, owner: jax.Array) -> Share:
+    """Describe a device's share.
+
+    Args:
+      layout: of the whole vector.
+      devices: W.
+      owner: int32[] in [0, W).
+
+    Returns:
+      Share.
+    """
+    word = jnp.asarray(layout.starts, jnp.int32) // WORD
+    group, place = word // devices, word % devices
+    before = (owner - _turned(group, devices)) % devices < place
+    return Share(
+        sizes=layout.sizes,
+        starts=(group + before.astype(jnp.int32)) * WORD,
+        total=share_size(layout, devices),
+        whole=layout.total,
+        owner=owner,
+        devices=devices,
+    )
+
+
+def deal_words(words: jax.Array, devices: int) -> jax.Array:
+    """Sort a vector's words by owner.
+
+    Args:
+      words: uint32[n / 32].
+      devices: W.
+
+    Returns:
+      uint32[W, share / 32], 0 where the whole vector has no such word.
+
+    >>> import jax.numpy as jnp
+    >>> deal_words(jnp.arange(6, dtype=jnp.uint32), 2).tolist()
+    [[0, 3, 4], [1, 2, 5]]
+    """
+    groups = jnp.pad(words, (0, -words.shape[0] % devices)).reshape(-1, devices)
+    first = _turned(jnp.arange(groups.shape[0], dtype=jnp.int32), devices)
+    owner = jnp.arange(devices, dtype=jnp.int32)[:, None]
+    return groups[jnp.arange(groups.shape[0])[None, :], (owner - first[None, :]) % devices]
+
+
+def _turned(group: jax.Array, devices: int) -> jax.Array:
+    """Say which device owns the first word of a group."""
+    mixed = group.astype(jnp.uint32) * jnp.uint32(0x9E3779B1) >> 15
+    return (mixed % jnp.uint32(devices)).astype(jnp.int32)

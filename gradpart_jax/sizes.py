@@ -1,0 +1,142 @@
+"""Static sizes: what payloads hold, from the layout, the budget and the way of exchange."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from gradpart_jax import summaries
+from gradpart_jax.accounting import WORD_BITS
+from gradpart_jax.bits import WORD
+from gradpart_jax.codecs import index_codec
+from gradpart_jax.payload import HEADER_WORDS, PayloadFormat, fit_format
+from gradpart_jax.segments import Layout
+from gradpart_jax.shares import share_size
+
+STATISTICS_SHARE = 0.03  # of the budget, at most, goes to histograms
+KEY_SHARE = 0.25  # of the entries sent, those coded precisely
+STEP = 4  # between a rung's entries and the next one's
+FEWEST = 16  # entries that are worth a rung
+GATHER_UP_TO = 2  # devices, where "auto" gathers: there all-gather costs no more link bits than any other way
+
+LED_BITS = 6  # of a value that a leader's positions ask for
+
+EXCHANGES = ("all_gather", "reduce_scatter", "leader", "auto")
+
+
+class Plan(NamedTuple):
+    """Static sizes, from the layout and the budget."""
+
+    exchange: str  # one of EXCHANGES but "auto"
+    ladder: tuple[PayloadFormat, ...]  # ascending; none: dense is no larger
+    entries: int  # that a device sends at most
+    observe_every: int  # steps between histograms
+
+
+def plan_of(
+    layout: Layout,
+    bits_per_element: float,
+    *,
+    learn_every: int | None = None,
+    key_bits: int = 4,
+    rungs: int = 1,
+    exchange: str = "all_gather",
+    devices: int | None = None,
+) -> Plan:
+    """Fix all sizes.
+
+    Args:
+      layout: the segments.
+      bits_per_element: budget of payload bits: the operands of all collectives.
+      learn_every: steps between histograms; None chooses, 0 as None.
+      key_bits: of a value in the key region.
+      rungs: payload sizes, of "all_gather".
+      exchange: one of EXCHANGES.
+      devices: W; None where the exchange does not depend on it.
+
+    Returns:
+      Plan. By "reduce_scatter" a device sends W payloads of the ladder's only format, one to each owner, and then one
+      more, of the sums that it owns.
+    """
+    exchange = settled(exchange, devices)
+    if not layout.elements:
+        return Plan(exchange, (), 0, 1)
+    budget = bits_per_element * layout.elements
+    # One histogram, and the all-reduce of its highest bins
+    statistics = WORD_BITS * layout.segments * (summaries.BINS + 1)
+    every = learn_every or min(max(16, math.ceil(statistics / (STATISTICS_SHARE * budget))), 1000)
+    left = budget - statistics / every - (WORD_BITS if rungs > 1 else 0)
+    if exchange == "leader":
+        return Plan(exchange, *_led(layout, left, devices), every)
+    size, payloads, parts = layout.total, 1, 1
+    if exchange == "reduce_scatter":
+        assert devices is not None
+        size, payloads, parts = share_size(layout, devices), devices + 1, devices
+    shape = fit_format(size, left / payloads, key_share=KEY_SHARE, key_bits=key_bits, sparse_bits=1)
+    if bits_per_element >= WORD_BITS or payloads * shape.bits >= WORD_BITS * layout.elements:
+        return Plan(exchange, (), layout.elements, every)
+    ladder = [shape]
+    while len(ladder) < rungs and ladder[0].entries >= STEP * FEWEST:
+        ladder.insert(0, ladder[0].smaller(STEP))
+    return Plan(exchange, tuple(ladder), parts * shape.entries, every)
+
+
+def settled(exchange: str, devices: int | None) -> str:
+    """Choose where the choice was left open, and where one device alone has none.
+
+    Args:
+      exchange: one of EXCHANGES.
+      devices: W.
+
+    Returns:
+      The exchange, not "auto".
+
+    >>> settled("auto", 2), settled("auto", 64)
+    ('all_gather', 'reduce_scatter')
+    """
+    if exchange == "auto":
+        assert devices is not None
+        return "all_gather" if devices <= GATHER_UP_TO else "reduce_scatter"
+    return "all_gather" if devices == 1 else exchange
+
+
+def field_bits(devices: int) -> int:
+    """Say how wide a field is in which as many values can be added up as there are devices.
+
+    Args:
+      devices: W.
+
+    Returns:
+      Bits.
+
+    >>> field_bits(1), field_bits(4), field_bits(5)
+    (6, 8, 9)
+    """
+    return LED_BITS + (devices - 1).bit_length()
+
+
+def led_bits(size: int, entries: int, devices: int) -> int:
+    """Say how many bits a device hands to collectives by "leader".
+
+    Args:
+      size: length of the vector.
+      entries: that the leader chooses.
+      devices: W.
+
+    Returns:
+      Bits: of a header and positions, and of values and a count of non-finite gradients.
+    """
+    values = -(-entries * field_bits(devices) // WORD)
+    return WORD_BITS * (HEADER_WORDS + index_codec(size, entries).words + values + 1)
+
+
+def _led(layout: Layout, budget: float, devices: int | None) -> tuple[tuple[PayloadFormat, ...], int]:
+    """Find the format whose header and positions a leader sends, and how many these are."""
+    assert devices is not None
+    low, high = 1, layout.total
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if led_bits(layout.total, middle, devices) <= budget else (low, middle - 1)
+    if led_bits(layout.total, low, devices) >= WORD_BITS * layout.elements:
+        return (), layout.elements
+    return (PayloadFormat(layout.total, low, 0),), low
