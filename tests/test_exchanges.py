@@ -88,20 +88,22 @@ def test_replicas_are_bit_equal_under_pmap_which_equals_vmap_and_its_bytes_are_t
             is_leaf=lambda a: a is None,
         )
     text = step.as_text()
-    dealt = [32 * int(n) * int(k) for n, k in re.findall(r"= u32\[(\d+),(?:1,)?(\d+)\]\S* all-to-all\(", text)]
-    gathered = [
-        32 * int(np.prod([*map(int, m.split(","))])) // W for m in re.findall(r"u32\[([\d,]+)\]\S* all-gather\(", text)
-    ]
+    tuples = re.findall(r"= \(([^)]*)\) all-to-all\(", text)
+    dealt = [length for shapes in tuples for length in re.findall(r"u32\[1,(\d+)\]", shapes)]
+    gathered = re.findall(r"u32\[(\d+),(\d+)\]\S* all-gather\(", text)
     payload, link = float(stats.payload_bits), float(stats.link_bits)
     if exchange == "reduce_scatter":
-        assert len(gathered) == 1
-        part = gathered[0]
-        assert sum(dealt) in (part, W * part)  # XLA may write the all-to-all as one operand or as W
-        assert payload == (W + 1) * part
-        assert link == 2 * (W - 1) / W * W * part
+        ((devices, words),) = gathered
+        assert int(devices) == len(dealt) == W
+        assert set(dealt) == {words}
+        assert payload == (W + 1) * 32 * int(words)
+        assert link == 2 * (W - 1) * 32 * int(words)
     else:
         assert not gathered
         assert not dealt
+        reduced = [int(n) for n in re.findall(r"u32\[(\d+)\]\S* all-reduce\(", text)]
+        assert payload == 32 * sum(reduced)
+        assert link == 2 * (W - 1) / W * payload
 
 
 @pytest.mark.parametrize("exchange", map(group, EXCHANGES))
