@@ -15,7 +15,7 @@ FLOORS = (
     {"_version", "families", "bits", "segments", "replicated"},
     {"buffers", "codecs", "exchange", "summaries", "reductions", "matrices", "shares"},
     {"feedback", "accounting", "regions", "predictor", "payload", "magnitudes", "moments", "levels"},
-{"scheme", "outlook", "meshes"},
+    {"scheme", "outlook", "meshes"},
     {"candidates", "sizes", "sparse", "coded"},
     {"selection"},
     {"gathered", "scattered", "led"},
