@@ -93,7 +93,8 @@ def partition_compress(
       exchange: how payloads travel. "all_gather": to all, best for two or three devices, for what leaves a device grows
         with their number. "reduce_scatter": to owners of shares, which add them up, select once more (with a memory of
         their own) and send that to all: bits on the link do not grow. "leader": one device's positions, in turn, serve
-        all, and values are added up on the way. "auto": by the number of devices, "all_gather" or "reduce_scatter".
+        all, and values are added up on the way. "auto": "all_gather" for two devices or several rungs, else
+        "reduce_scatter".
       devices: that the axis has; needed by all but "all_gather", because sizes depend on it.
 
     Returns:
@@ -138,6 +139,8 @@ def partition_compress(
         check_integer(name, value, least, most, optional=name in ("learn_every", "seed", "devices"))
     if exchange not in EXCHANGES:
         raise ValueError(f"exchange={exchange!r} is unknown: choose among {', '.join(EXCHANGES)}")
+    if exchange == "auto" and rungs > 1:
+        exchange = "all_gather"
     if exchange != "all_gather" and devices is None:
         raise ValueError(f"exchange={exchange!r} needs devices, the number of devices on the axis: sizes depend on it")
     if exchange != "all_gather" and rungs > 1:

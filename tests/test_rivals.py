@@ -13,7 +13,7 @@ TREE = {"a": jnp.zeros((256, 128)), "b": jnp.zeros(128), "c": jnp.zeros((128, 10
 
 
 def built(text: str, ratio: float):
-    return methods.build(methods.parse(text), Exchange(), None, ratio)
+    return methods.build(methods.parse(text), Exchange(), None, ratio, 1)
 
 
 @pytest.mark.parametrize(

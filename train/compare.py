@@ -138,14 +138,16 @@ def plan(comparison: Comparison) -> list[Entry]:
     entries = []
     for label in methods.parse_many(comparison.methods):
         for budget in budgets if label.method.budgeted else [None]:
-            ratio = 1.0 if budget is None else label.method.payload_ratio(budget, comparison.devices)
+            ratio = (
+                1.0 if budget is None else methods.payload_ratio(label, comparison.exchange, budget, comparison.devices)
+            )
             if not 1 <= ratio <= 1e5:
                 raise UsageError(
                     f"--budgets {budget:g} asks of {label.text} a payload ratio of {ratio:g} on {comparison.devices} "
                     "devices, and 1 to 100000 is possible: choose another budget"
                 )
             # Refused here what a method will not do, and not after hours
-            methods.build(label, comparison.exchange, "devices", ratio)
+            methods.build(label, comparison.exchange, "devices", ratio, comparison.devices)
             seeds = range(comparison.training.seed, comparison.training.seed + comparison.seeds)
             entries += [Entry(label, budget, ratio, seed) for seed in seeds]
     return entries

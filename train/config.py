@@ -79,6 +79,8 @@ class Exchange:
     """Method of exchange, with its own options where wanted, such as partition:rungs=2,family=gamma."""
     ratio: float = 100.0
     """How many times fewer payload bytes than float32 gradients, everything counted; 1 to 100000."""
+    exchange: Literal["all_gather", "reduce_scatter", "leader", "auto"] = "auto"
+    """How payloads travel: to all devices, by owners of shares, by a leader's positions; auto goes by the number."""
     warmup_steps: int = 0
     """First steps exchanged uncompressed; they cost as much as a hundred compressed ones each."""
     momentum_correction: float | None = None

@@ -16,37 +16,18 @@ import optax
 
 import gradpart_jax as gp
 from gradpart_jax import baselines
+from gradpart_jax.sizes import settled
 from train.config import Exchange
 from train.errors import UsageError
 from train.rivals import density, kept, random_density, rank, rival, width
 
 
 class Method(NamedTuple):
-    """How a method is made, and what a link budget means to it."""
+    """How a method is made, and how its payloads travel."""
 
     make: Callable[..., optax.GradientTransformation]
     gathers: bool = True  # payloads, which all devices get from all; otherwise it all-reduces
     budgeted: bool = True  # whether it can be asked for a ratio
-
-    def payload_ratio(self, budget: float, devices: int) -> float:
-        """Find the payload ratio at which the method costs a link budget.
-
-        Dense training leaves 2 (W - 1) / W buffers on the link; so does an all-reduce, and a ring all-gather leaves
-        W - 1 payloads.
-
-        Args:
-          budget: link ratio: how many times fewer bits than dense training leave a device.
-          devices: W.
-
-        Returns:
-          The ratio; 1 where there is none to choose.
-
-        >>> METHODS["partition"].payload_ratio(50.0, 4), METHODS["powersgd"].payload_ratio(50.0, 4)
-        (100.0, 50.0)
-        """
-        if not self.budgeted:
-            return 1.0
-        return budget * devices / 2 if self.gathers else budget
 
 
 METHODS: dict[str, Method] = {
@@ -74,7 +55,7 @@ METHODS: dict[str, Method] = {
     "natural": Method(rival(baselines.natural, error_feedback=False), budgeted=False),
     "int8": Method(rival(baselines.int8), budgeted=False),
 }
-NOT_OPTIONS = {"axis_name", "ratio", "bits_per_element", "static_args"}
+NOT_OPTIONS = {"axis_name", "ratio", "bits_per_element", "static_args", "devices"}
 
 
 class Label(NamedTuple):
@@ -93,6 +74,48 @@ class Label(NamedTuple):
     def folder(self) -> str:
         """The label as part of a folder's name."""
         return self.text.replace(":", "-").replace(",", "-").replace("/", "-")
+
+
+def way(label: Label, exchange: Exchange, devices: int) -> str:
+    """Say how a method's payloads travel.
+
+    Args:
+      label: of the method.
+      exchange: the common options.
+      devices: W.
+
+    Returns:
+      "all_gather", "reduce_scatter", "leader" or "all_reduce".
+    """
+    settings = settings_of(label, exchange)
+    if "exchange" not in settings:
+        return "all_gather" if label.method.gathers else "all_reduce"
+    return "all_gather" if settings.get("rungs", 1) > 1 else settled(settings["exchange"], devices)
+
+
+def payload_ratio(label: Label, exchange: Exchange, budget: float, devices: int) -> float:
+    """Find the payload ratio at which a method costs a link budget.
+
+    Dense training leaves 2 (W - 1) / W buffers on the link, and so do an all-reduce and a leader's exchange; a ring
+    all-gather leaves W - 1 payloads; by shares, W + 1 parts are handed over and 2 (W - 1) leave.
+
+    Args:
+      label: of the method.
+      exchange: the common options.
+      budget: link ratio: how many times fewer bits than dense training leave a device.
+      devices: W.
+
+    Returns:
+      The ratio; 1 where there is none to choose.
+
+    >>> [round(payload_ratio(parse(name), Exchange("partition", exchange="all_gather"), 50.0, 4)) for name in (
+    ...     "partition", "partition:exchange=reduce_scatter", "powersgd")]
+    [100, 40, 50]
+    """
+    if not label.method.budgeted:
+        return 1.0
+    share = {"all_gather": devices / 2, "reduce_scatter": devices / (devices + 1)}
+    return budget * share.get(way(label, exchange, devices), 1.0)
 
 
 def parse(text: str, option: str = "--method") -> Label:
@@ -170,13 +193,16 @@ def settings_of(label: Label, exchange: Exchange) -> dict[str, Any]:
         "momentum": exchange.momentum_correction,
         "family": exchange.family,
         "entropy_rule": exchange.entropy_rule,
+        "exchange": exchange.exchange,
     }
     known = _parameters(label.kind)
     settings = {key: known[key].default if value is None else value for key, value in common.items() if key in known}
     return settings | dict(label.options)
 
 
-def build(label: Label, exchange: Exchange, axis_name: str | None, ratio: float) -> optax.GradientTransformation:
+def build(
+    label: Label, exchange: Exchange, axis_name: str | None, ratio: float, devices: int
+) -> optax.GradientTransformation:
     """Make a method's transformation.
 
     Args:
@@ -184,6 +210,7 @@ def build(label: Label, exchange: Exchange, axis_name: str | None, ratio: float)
       exchange: the common options.
       axis_name: of the devices.
       ratio: payload ratio asked for; methods without one ignore it.
+      devices: that the axis has.
 
     Returns:
       From local gradients to their mean.
@@ -192,8 +219,8 @@ def build(label: Label, exchange: Exchange, axis_name: str | None, ratio: float)
       UsageError: the constructor refuses an option.
     """
     settings = settings_of(label, exchange)
-    if "ratio" in _parameters(label.kind):
-        settings["ratio"] = ratio
+    given = {"ratio": ratio, "devices": devices}
+    settings |= {name: value for name, value in given.items() if name in _parameters(label.kind)}
     try:
         return label.method.make(axis_name, **settings)
     except (TypeError, ValueError) as error:

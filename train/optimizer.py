@@ -69,7 +69,7 @@ def build(config: Config, label: methods.Label, axis_name: str, ratio: float) ->
     Returns:
       The transformation.
     """
-    exchange = methods.build(label, config.exchange, axis_name, ratio)
+    exchange = methods.build(label, config.exchange, axis_name, ratio, config.devices)
     return optax.chain(optax.clip_by_global_norm(config.training.clip), exchange, after_exchange(config, label))
 
 

@@ -52,10 +52,10 @@ def measure(config: Config, program: Program, state: step.State, batch: dict[str
 
     kept, own = state.opt_state[1], axes.opt_state[1]
     payload = float(np.asarray(step.one(gp.stats(kept)).payload_bits))
-    exchange = methods.build(program.label, config.exchange, step.AXIS, program.ratio)
+    exchange = methods.build(program.label, config.exchange, step.AXIS, program.ratio, devices)
     run = jax.pmap(exchange.update, in_axes=(0, own), out_axes=(None, own), donate_argnums=1, **options)
     whole = _median(lambda s: run(gradient, s)[1], _copy(kept))
-    wire = _collective(program, math.ceil(payload / 32), options)
+    wire = _collective(config, program, math.ceil(payload / 32), options)
     encode, decode, way = _split(config, program, gradient, kept, own, whole, wire, options)
     times |= {"encode": encode, "wire": wire, "decode": decode}
 
@@ -77,12 +77,12 @@ def _split(
     config: Config, program: Program, gradient: Any, kept: Any, own: Any, whole: float, wire: float, options: Any
 ) -> tuple[float, float, str]:
     devices = program.mesh.size
-    if not program.label.method.gathers:
+    if methods.way(program.label, config.exchange, devices) != "all_gather":
         way = "The wire is the collective alone; the rest of the exchange is counted as encoding."
         return max(0.0, whole - wire), 0.0, way
     if devices == 1:
         return whole, 0.0, "With one device there is no wire, and decoding is counted as encoding."
-    solitary = methods.build(program.label, config.exchange, None, program.ratio)
+    solitary = methods.build(program.label, config.exchange, None, program.ratio, 1)
     everywhere = step.place(
         jax.tree.map(
             lambda x, axis: np.broadcast_to(x, (devices, *x.shape)) if axis is None else np.asarray(x),
@@ -105,12 +105,12 @@ def _split(
     return max(0.0, single - each), devices * each, way
 
 
-def _collective(program: Program, words: int, options: Any) -> float:
+def _collective(config: Config, program: Program, words: int, options: Any) -> float:
     """Time a collective of so many words, of the method's kind."""
     devices = program.mesh.size
     if devices == 1:
         return 0.0
-    gathers = program.label.method.gathers
+    gathers = methods.way(program.label, config.exchange, devices) == "all_gather"
 
     def send(x: jax.Array) -> jax.Array:
         return jax.lax.all_gather(x, step.AXIS) if gathers else jax.lax.psum(x, step.AXIS)
