@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from gradpart_jax import predictor, summaries
-from gradpart_jax.regions import Regions, Rule, allot, entropy_bits, partition
+from gradpart_jax.regions import Prospect, Regions, Rule, allot, entropy_bits, partition
 
 MARGIN = 1.6  # candidates proposed over entries that fit
 
@@ -59,7 +59,7 @@ def foresee(
       observed: the last histogram, and its highest bins.
       sizes: elements of each segment.
       capacity: entries that a payload holds.
-      rule: from entropies to weights.
+      rule: how the budget is shared out.
       family: of magnitude distributions.
 
     Returns:
@@ -71,7 +71,7 @@ def foresee(
     forecast = predictor.forecast(shared.weights, known, family)
     entropy = entropy_bits(forecast.masses(known.top))
     size = jnp.asarray(sizes, jnp.float32)
-    asked = allot(rule(entropy), size, capacity)
+    asked = allot(rule(Prospect(entropy, forecast.survival, forecast.quantile, size, capacity)), size, capacity)
     regions = partition(forecast.survival, forecast.quantile, asked, size)
     slopes = forecast.slope(asked / jnp.maximum(size, 1.0))
     prior = jnp.sum(slopes * asked) / jnp.maximum(jnp.sum(asked), 1e-30)

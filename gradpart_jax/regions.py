@@ -15,10 +15,10 @@ import jax.numpy as jnp
 
 Survival: TypeAlias = Callable[[jax.Array], jax.Array]
 Quantile: TypeAlias = Callable[[jax.Array], jax.Array]
-Rule: TypeAlias = Callable[[jax.Array], jax.Array]
 
 GRID = 32  # bins between a threshold and SPAN times it, on which regions are parted
 SPAN = 16.0
+HALVINGS = 20  # of the range in which a common threshold is looked for
 WIDEST = 4.0  # a sparse region no wider than this factor is well served by one level
 
 
@@ -47,23 +47,61 @@ def entropy_bits(mass: jax.Array) -> jax.Array:
     return -jnp.sum(jnp.where(p > 0, p * jnp.log2(jnp.maximum(p, 1e-30)), 0.0), axis=-1)
 
 
-def fixed_share(entropy: jax.Array) -> jax.Array:
+class Prospect(NamedTuple):
+    """What a rule may go by."""
+
+    entropy: jax.Array  # float32[S]: of the forecast magnitude distribution, bits
+    survival: Survival  # maps magnitudes float32[S, K] to forecast P(|a| > x)
+    quantile: Quantile  # maps upper shares float32[S] to magnitudes
+    size: jax.Array  # float32[S]: elements
+    total: float | jax.Array  # entries to send
+
+
+Rule: TypeAlias = Callable[[Prospect], jax.Array]
+
+
+def fixed_share(prospect: Prospect) -> jax.Array:
     """Send the same share of every segment: weight 1."""
-    return jnp.ones_like(entropy)
+    return jnp.ones_like(prospect.entropy)
 
 
-def entropy_share(entropy: jax.Array) -> jax.Array:
+def entropy_share(prospect: Prospect) -> jax.Array:
     """Send of each segment in proportion to its entropy: weight H."""
-    return jnp.maximum(entropy, 1e-3)
+    return jnp.maximum(prospect.entropy, 1e-3)
 
 
-def perplexity_share(entropy: jax.Array) -> jax.Array:
+def perplexity_share(prospect: Prospect) -> jax.Array:
     """Send of each segment in proportion to how many bins it effectively fills: weight 2^H."""
-    return jnp.exp2(entropy)
+    return jnp.exp2(prospect.entropy)
+
+
+def energy_share(prospect: Prospect) -> jax.Array:
+    """Set one threshold for all segments, so that nothing sent is smaller than what is kept: weight P(|a| > t).
+
+    It leaves the least energy unsent for the number of entries; t is the Lagrange multiplier of that. Of use where all
+    segments' updates are of one scale, as after Adam; of raw gradients a small-scaled layer would wait for long.
+    """
+    share = jnp.clip(prospect.total / jnp.maximum(jnp.sum(prospect.size), 1.0), 1e-9, 1.0)
+    each = jnp.log(jnp.clip(prospect.quantile(jnp.full_like(prospect.size, share)), 1e-30, 1e30))
+    filled = prospect.size > 0
+    bounds = jnp.min(jnp.where(filled, each, jnp.inf)), jnp.max(jnp.where(filled, each, -jnp.inf))
+
+    def above(level: jax.Array) -> jax.Array:
+        points = jnp.broadcast_to(jnp.exp(level), (*prospect.size.shape, 1))
+        return jnp.clip(jnp.nan_to_num(prospect.survival(points)[:, 0]), 0.0, 1.0)
+
+    def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bounds
+        middle = (low + high) / 2
+        more = jnp.sum(above(middle) * prospect.size) > prospect.total
+        return jnp.where(more, middle, low), jnp.where(more, high, middle)
+
+    low, _ = jax.lax.fori_loop(0, HALVINGS, halve, bounds)
+    return jnp.maximum(above(low), 1e-6)
 
 
 ENTROPY_RULES: Mapping[str, Rule] = MappingProxyType(
-    {"fixed": fixed_share, "entropy": entropy_share, "perplexity": perplexity_share}
+    {"fixed": fixed_share, "entropy": entropy_share, "perplexity": perplexity_share, "energy": energy_share}
 )
 
 
@@ -74,7 +112,7 @@ def entropy_rule(name: str) -> Rule:
       name: one of ENTROPY_RULES.
 
     Returns:
-      A function from entropies (bits) to weights per element.
+      A function from what it goes by to weights per element.
 
     Raises:
       ValueError: no such rule.

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gradpart_jax import predictor, summaries
 from gradpart_jax.families import FAMILIES, Moments, positive, raw_of
-from gradpart_jax.regions import ENTROPY_RULES, allot, entropy_bits, kapur_split, partition
+from gradpart_jax.regions import ENTROPY_RULES, Prospect, allot, entropy_bits, kapur_split, partition
 from gradpart_jax.replicated import replicated
 
 X = np.geomspace(1e-3, 20, 40).astype(np.float32)
@@ -198,13 +198,25 @@ def test_the_budget_is_shared_out_whole(weights: list[float], share: float, seed
 
 
 def test_entropy_rules() -> None:
-    """A uniform histogram has log2 B bits, a peaked one none, and every rule but the fixed one prefers the first."""
+    """A uniform histogram has log2 B bits, a peaked one none, and the rules by entropy prefer the first."""
     spread, peak = jnp.ones(16), jnp.zeros(16).at[3].set(2.0)
     entropy = entropy_bits(jnp.stack([spread, peak]))
     np.testing.assert_allclose(entropy, [4.0, 0.0], atol=1e-5)
-    weights = {name: np.asarray(rule(entropy)) for name, rule in ENTROPY_RULES.items()}
+    scale = jnp.array([1.0, 3.0])
+    prospect = Prospect(
+        entropy,
+        survival=lambda x: jnp.exp(-x / scale[:, None]),
+        quantile=lambda share: -scale * jnp.log(share),
+        size=jnp.array([1000.0, 500.0]),
+        total=100.0,
+    )
+    weights = {name: np.asarray(rule(prospect)) for name, rule in ENTROPY_RULES.items()}
     assert weights["fixed"][0] == weights["fixed"][1]
-    assert all(w[0] > w[1] for name, w in weights.items() if name != "fixed")
+    assert all(weights[name][0] > weights[name][1] for name in ("entropy", "perplexity"))
+    # One threshold for both, at which as many lie above as are to be sent
+    thresholds = -np.asarray(scale) * np.log(weights["energy"])
+    assert thresholds[0] == pytest.approx(thresholds[1], rel=1e-3)
+    assert float(np.sum(weights["energy"] * np.asarray(prospect.size))) == pytest.approx(100.0, rel=1e-2)
 
 
 def test_kapur_agrees_with_brute_force() -> None:
