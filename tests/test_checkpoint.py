@@ -24,9 +24,10 @@ from train.log import Journal, read
 from train.redistribute import share
 
 ROOT = Path(__file__).parents[1]
+# As in the tests of the program, whose compiled step serves here too
 OPTIONS = {
     "model": "mlp",
-    "steps": 12,
+    "steps": 20,
     "batch": 32,
     "eval_every": 5,
     "checkpoint_every": 2,
@@ -96,7 +97,7 @@ def again(whole: config.Config, name: str, last: int | None = None) -> config.Co
 def test_a_run_killed_at_any_step_and_in_a_save_resumes_to_the_same_bits(whole) -> None:
     folder = whole.output.workdir / "killed" / "partition"
     given = [
-        "--model", "mlp", "--steps", "12", "--batch", "32", "--eval-every", "5", "--checkpoint-every", "2",
+        "--model", "mlp", "--steps", "20", "--batch", "32", "--eval-every", "5", "--checkpoint-every", "2",
         "--no-dense-reference", "--no-phases", "--name", "killed", "--workdir", str(whole.output.workdir),
         "--data-dir", str(whole.task.data_dir),
     ]  # fmt: skip
@@ -140,7 +141,7 @@ def test_a_run_killed_at_any_step_and_in_a_save_resumes_to_the_same_bits(whole) 
 @pytest.mark.xdist_group("whole")
 def test_a_damaged_checkpoint_is_named_and_passed_over(whole) -> None:
     settings = again(whole, "damaged")
-    newest = settings.folder / "partition" / "checkpoints" / "12"
+    newest = settings.folder / "partition" / "checkpoints" / "20"
     largest = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     content = bytearray(largest.read_bytes())
     content[len(content) // 2 :] = bytes(len(content) - len(content) // 2)
@@ -148,8 +149,8 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(whole) -> None:
     console = Console(record=True, width=200, file=io.StringIO())
     loop.run(settings, console)
     text = console.export_text()
-    assert "the checkpoint of step 12 is damaged and passed over" in text
-    assert "resumed at step 10" in text
+    assert "the checkpoint of step 20 is damaged and passed over" in text
+    assert "resumed at step 18" in text
     assert arrays(settings.folder / "partition") == arrays(whole.folder / "partition")
     assert metrics(settings.folder / "partition") == metrics(whole.folder / "partition")
 
@@ -169,7 +170,7 @@ def test_another_number_of_devices_owes_the_same(whole) -> None:
     settings = config.change(again(whole, "on-2", last=10), devices=2)
     check.check(settings)
     console = Console(record=True, width=200, file=io.StringIO())
-    assert loop.run(settings, console)[0]["steps"] == 12
+    assert loop.run(settings, console)[0]["steps"] == 20
     text = console.export_text()
     assert "going on with other settings: devices 4 became 2" in text
     assert "4 devices became 2: each takes over the memories of up to 2; the sum of memories is the same" in text
@@ -191,10 +192,10 @@ def test_memories_are_dealt_out_with_the_same_sum(before: int, after: int, seed:
 
 @pytest.mark.xdist_group("whole")
 def test_more_steps_go_on_from_the_end(whole) -> None:
-    settings = config.change(whole, name="longer", resume=True, steps=14)
+    settings = config.change(whole, name="longer", resume=True, steps=22)
     shutil.copytree(whole.folder, settings.folder)
-    assert loop.run(settings, Console(quiet=True))[0]["steps"] == 14
-    assert [line["step"] for line in read(settings.folder / "partition" / "metrics.jsonl")] == list(range(1, 15))
+    assert loop.run(settings, Console(quiet=True))[0]["steps"] == 22
+    assert [line["step"] for line in read(settings.folder / "partition" / "metrics.jsonl")] == list(range(1, 23))
 
 
 def test_other_parameters_are_refused_by_name(tmp_path) -> None:
@@ -259,7 +260,7 @@ def test_a_journal_has_each_step_once(tmp_path) -> None:
 
 def test_ctrl_c_saves_and_ends_with_130(tmp_path, data_dir) -> None:
     given = [
-        "--model", "mlp", "--steps", "100000", "--batch", "32", "--checkpoint-every", "50000", "--no-dense-reference",
+        "--model", "mlp", "--steps", "100000", "--batch", "32", "--checkpoint-every", "50000", "--method", "dense",
         "--workdir", str(tmp_path), "--data-dir", str(data_dir), "--name", "c",
     ]  # fmt: skip
     process = subprocess.Popen(
@@ -269,7 +270,7 @@ def test_ctrl_c_saves_and_ends_with_130(tmp_path, data_dir) -> None:
         stderr=subprocess.PIPE,
         text=True,
     )
-    path = tmp_path / "c" / "partition" / "metrics.jsonl"
+    path = tmp_path / "c" / "dense" / "metrics.jsonl"
     last = time.monotonic() + 120
     while not path.exists() or path.read_text().count("\n") < 3:
         assert time.monotonic() < last
@@ -281,7 +282,7 @@ def test_ctrl_c_saves_and_ends_with_130(tmp_path, data_dir) -> None:
     assert not error
     assert "a checkpoint was written: go on with --resume" in out
     steps = len(read(path))
-    assert (tmp_path / "c" / "partition" / "checkpoints" / str(steps)).is_dir()
+    assert (tmp_path / "c" / "dense" / "checkpoints" / str(steps)).is_dir()
 
 
 @pytest.mark.xdist_group("whole")

@@ -9,7 +9,7 @@ from rich.console import Console
 from train import check, compare, config, loop, methods
 from train.errors import UsageError
 
-FEW = {"model": "mlp", "steps": 4, "batch": 32, "eval_every": 4, "devices": 2, "phases": False}
+FEW = {"model": "mlp", "steps": 20, "batch": 32, "eval_every": 10, "devices": 4, "phases": False}
 
 
 def make(folder: Path, wanted: dict, **changes) -> compare.Comparison:
@@ -100,4 +100,4 @@ def test_a_comparison_is_resumed_and_averaged(tmp_path, monkeypatch) -> None:
     assert "partition" in captured.get()
     # What was asked for is known when it goes on
     found = compare.parse(["--resume", "--name", "c", "--workdir", str(tmp_path)])
-    assert (found.methods, found.budgets, found.seeds, found.training.steps) == ("dense,partition", "50", 2, 4)
+    assert (found.methods, found.budgets, found.seeds, found.training.steps) == ("dense,partition", "50", 2, 20)

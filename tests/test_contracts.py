@@ -27,12 +27,12 @@ PARAMS = {"bias": jnp.zeros(7), "kernel": jnp.zeros((40, 50)), "scale": jnp.zero
 partition = functools.partial(gp.partition_compress, bits_per_element=1.5)
 
 
-def gradients(seed: int, like=PARAMS, devices: int = W, dtype=jnp.float32):
+def gradients(seed: int, like=PARAMS, devices: int = W):
     """Heavy-tailed gradients with a part that all devices share, stacked."""
     leaves, structure = jax.tree.flatten(like)
     keys = jax.random.split(jax.random.key(seed), 2 * len(leaves))
     made = [
-        (jax.random.laplace(a, (devices, *leaf.shape)) ** 3 + jax.random.normal(b, (1, *leaf.shape))).astype(dtype)
+        (jax.random.laplace(a, (devices, *leaf.shape)) ** 3 + jax.random.normal(b, (1, *leaf.shape))).astype(leaf.dtype)
         for leaf, a, b in zip(leaves, keys[::2], keys[1::2], strict=True)
     ]
     return jax.tree.unflatten(structure, made)
@@ -128,18 +128,20 @@ def test_replicas_are_bit_equal_for_200_steps_under_pmap_and_equal_vmap_and_shar
     assert traces == 1
 
 
-@pytest.mark.parametrize("tx", [DEFAULT, WARM, DENSE], ids=["partition", "warm", "dense"])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
-def test_dtypes_and_state_stay(tx, dtype) -> None:
-    like = jax.tree.map(lambda x: x.astype(dtype), PARAMS)
+MIXED = {"bias": jnp.zeros(7, jnp.bfloat16), "kernel": jnp.zeros((40, 50), jnp.float16), "scale": jnp.zeros(())}
+
+
+@pytest.mark.parametrize("tx", [DEFAULT, DENSE], ids=["partition", "dense"])
+@pytest.mark.parametrize("like", [PARAMS, MIXED], ids=["float32", "mixed"])
+def test_dtypes_and_state_stay(tx, like) -> None:
     state = stack(tx.init(like))
-    out, new = many(tx)(gradients(0, like, dtype=dtype), state)
+    out, new = many(tx)(gradients(0, like), state)
     kinds = jax.tree.map(lambda x: (x.shape[1:], x.dtype), out)
     assert kinds == jax.tree.map(lambda x: (x.shape, x.dtype), like)
     same = jax.tree.map(lambda a, b: a.shape == b.shape and a.dtype == b.dtype, state, new)
     assert all(jax.tree.leaves(same))
     assert jax.tree.structure(state) == jax.tree.structure(new)
-    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(new[0] if dtype == jnp.float32 else new.memory))
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(new[0] if like is PARAMS else new.memory))
 
 
 @settings(max_examples=8)
@@ -210,13 +212,12 @@ def test_zero_gradients_are_zero_and_do_no_harm() -> None:
     "like",
     [
         jnp.zeros(()),
-        jnp.zeros(1),
         {"a": jnp.zeros(0), "b": jnp.zeros(3)},
         [jnp.zeros(0)],
         {},
         [jnp.zeros((3, 0, 2)), jnp.zeros(3000)],
     ],
-    ids=["scalar", "one", "empty and three", "empty", "none", "empty and many"],
+    ids=["scalar", "empty and three", "empty", "none", "empty and many"],
 )
 def test_odd_trees(like) -> None:
     tx = gp.partition_compress(AXIS, bits_per_element=1.0)

@@ -239,7 +239,7 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole_and_one_trace(tmp_path,
     gradient_of = step.gradient_of
     monkeypatch.setattr(step, "gradient_of", lambda *a: traces.append(1) or gradient_of(*a))
     runs = [
-        loop.run(make(tmp_path, data_dir, steps=5, accumulate=k, method="dense", name=str(k)), Console(quiet=True))
+        loop.run(make(tmp_path, data_dir, accumulate=k, method="dense", name=str(k)), Console(quiet=True))
         for k in (1, 4)
     ]
     assert len(traces) == 2
@@ -320,19 +320,8 @@ def test_numbers_for_people() -> None:
 
 
 def test_the_program_runs_as_its_users_run_it(tmp_path, data_dir) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "train.main",
-        "--steps",
-        "3",
-        "--model",
-        "mlp",
-        "--devices",
-        "2",
-        "--eval-every",
-        "3",
-    ]
+    given = ["--model", "mlp", "--steps", "20", "--batch", "32", "--eval-every", "10"]
+    command = [sys.executable, "-m", "train.main", *given]
     paths = ["--workdir", str(tmp_path), "--data-dir", str(data_dir)]
     done = subprocess.run(
         [*command, "--no-phases", *paths], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
