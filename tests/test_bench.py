@@ -1,10 +1,12 @@
 """Benchmarks that stand beside the training program."""
 
+import json
+
 import numpy as np
 import pytest
 
 from train.bench import __main__ as bench
-from train.bench import forecast, rivals, wire
+from train.bench import forecast, rivals, thresholds, wire
 
 
 def test_benchmarks_refuse_what_cannot_work(tmp_path, capsys) -> None:
@@ -21,9 +23,31 @@ def test_the_wire_benchmark_is_within_its_bounds(tmp_path) -> None:
         assert 1 <= row["payload_ratio"] < 1.12
 
 
+def test_rivals_are_measured_and_a_second_run_takes_what_is_known(tmp_path, monkeypatch, capsys) -> None:
+    given = ["rivals", "--devices", "2,64", "--methods", "dense,randomk,signsgd", "--width", "32", "--repeats", "1"]
+    given += ["--json", str(tmp_path / "r.json"), "--figure", str(tmp_path / "r.png")]
+    assert bench.main(given) == 0
+    rows = {(r["method"], r["budget"], r["devices"]): r for r in json.loads((tmp_path / "r.json").read_text())["rows"]}
+    assert len(rows) == 12
+    assert all(rows["dense", budget, 64]["link_ratio"] == 1 for budget in rivals.BUDGETS)
+    # An all-reduce costs the same share of the link whatever the number of devices
+    for budget, asked in (("payload", 100), ("link", 30)):
+        for devices in (2, 64):
+            assert rows["randomk", budget, devices]["link_ratio"] == pytest.approx(asked, rel=0.02)
+    assert rows["signsgd", "payload", 64]["payload_ratio"] == pytest.approx(32, rel=0.01)
+    assert all(row["seconds"] > 0 for key, row in rows.items() if key[1] == "payload")
+    assert (tmp_path / "r.png").stat().st_size > 10_000
+    monkeypatch.setattr(rivals, "measure", None)
+    assert bench.main(given) == 0
+    assert "randomk" in capsys.readouterr().out
+    for wrong, words in (("1", "--devices 1 is no list"), ("2,many", "--devices 2,many is no list")):
+        assert bench.main(["rivals", "--devices", wrong]) == 2
+        assert words in capsys.readouterr().err
+
+
 def test_rivals_hit_the_count_on_what_they_were_made_for() -> None:
     x = np.random.default_rng(0).exponential(size=200_000)
-    for name, (make, _) in rivals.RIVALS.items():
+    for name, (make, _) in thresholds.RIVALS.items():
         if name == "normal quantile":
             continue
         rival = make()
@@ -32,7 +56,7 @@ def test_rivals_hit_the_count_on_what_they_were_made_for() -> None:
             rival.realised(ratio)
         assert 0.8 < ratio < 1.25, name
     normal = np.random.default_rng(0).normal(size=200_000)
-    assert np.mean(np.abs(normal) > rivals.Normal().threshold(np.abs(normal), 0.01)) == pytest.approx(0.01, rel=0.1)
+    assert np.mean(np.abs(normal) > thresholds.Normal().threshold(np.abs(normal), 0.01)) == pytest.approx(0.01, rel=0.1)
 
 
 def test_a_result_is_summed_up() -> None:

@@ -167,7 +167,7 @@ def test_where_every_checkpoint_is_damaged_the_run_does_not_start_over_silently(
 
 @pytest.mark.xdist_group("whole")
 def test_another_number_of_devices_owes_the_same(whole) -> None:
-    settings = config.change(again(whole, "on-2", last=10), devices=2)
+    settings = config.change(again(whole, "on-2", last=18), devices=2)
     check.check(settings)
     console = Console(record=True, width=200, file=io.StringIO())
     assert loop.run(settings, console)[0]["steps"] == 20

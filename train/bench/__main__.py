@@ -9,13 +9,14 @@ from typing import Annotated
 
 import tyro
 
-from train.bench import compress, forecast, inputs, wire
+from train.bench import compress, forecast, inputs, rivals, wire
 from train.errors import status_of
 
 Choice = (
     Annotated[forecast.Args, tyro.conf.subcommand("forecast")]
     | Annotated[compress.Args, tyro.conf.subcommand("compress")]
     | Annotated[wire.Args, tyro.conf.subcommand("wire")]
+    | Annotated[rivals.Args, tyro.conf.subcommand("rivals")]
     | Annotated[inputs.Args, tyro.conf.subcommand("inputs")]
 )
 
@@ -37,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             forecast.main(chosen)
         elif isinstance(chosen, compress.Args):
             compress.main(chosen)
+        elif isinstance(chosen, rivals.Args):
+            rivals.main(chosen)
         elif isinstance(chosen, inputs.Args):
             inputs.main(chosen)
         else:

@@ -1,156 +1,300 @@
-"""Thresholds by other methods, each from the literature's own formulas, on one flat vector of magnitudes.
-
-A rival is called with the present |gradient + memory|, float64[n], and the share to select; it may keep state.
-"""
+"""What each method costs: bytes at equal budgets, and the time of a whole update, by number of devices."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol
+import dataclasses
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from scipy import special, stats
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import gradpart_jax as gp
+from gradpart_jax import exchange
+from train import methods
+from train.bench import figures
+from train.bench.compress import floor, gradient_of, timed
+from train.bench.trees import layer
+from train.config import Exchange
+from train.errors import UsageError
+
+AXIS = "devices"
+# Options without which a method has nothing to send, or would be looked at while it still learns
+GIVEN = {"threshold": "value=100.0", "lgc": "train_steps=1"}
+# Methods whose bytes differ from step to step, and the steps after which they repeat
+PERIODS = {"partition": 64, "oktopk": 64}
+SETTLED = 5  # updates before anything is timed
+BUDGETS = ("payload", "link")
+WAYS = ("all_gather", "reduce_scatter")  # in which partition is looked at
+Row = dict[str, Any]
 
 
-class Rival(Protocol):
-    """A way to set a threshold."""
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Compare all methods at equal payload bits, and at equal link bits: bytes, and one device's time for an update.
 
-    def threshold(self, x: np.ndarray, share: float) -> float:
-        """Set the threshold of this step."""
-        ...
+    Timed is what one device does in a step: it encodes its gradient, and decodes what arrives from all. Of collectives
+    only their results are there, as if all devices held the same: what the wire takes is counted in bits, not timed.
+    """
 
-    def realised(self, ratio: float) -> None:
-        """Take in how many were selected, over how many were asked for."""
-        ...
-
-
-class Kept:
-    """The exact threshold of the step before."""
-
-    def __init__(self) -> None:
-        self._last: float | None = None
-
-    def threshold(self, x: np.ndarray, share: float) -> float:
-        """Keep the last exact threshold; the first step has its own."""
-        count = max(1, round(share * x.size))
-        exact = float(np.partition(x, x.size - count)[x.size - count])
-        last, self._last = self._last, exact
-        return exact if last is None else last
-
-    def realised(self, ratio: float) -> None:
-        """Need no feedback."""
-
-
-class Sidco:
-    """SIDCo (Abdelmoniem et al., MLSys 2021): fits of the tail of the tail, with as many stages as counts call for."""
-
-    FIRST = 0.25
-
-    def __init__(self, first: str, later: str, adaptive: bool) -> None:
-        self._first, self._later, self._adaptive = first, later, adaptive
-        self._stages, self._step, self._ratios = 1, 0, [1.0]
-
-    def threshold(self, x: np.ndarray, share: float) -> float:
-        """Fit stage by stage to what is above the stage before."""
-        shares = [share]
-        if self._stages > 1:
-            later = (share / self.FIRST) ** (1 / (self._stages - 1))
-            shares = [self.FIRST] + [later] * (self._stages - 1)
-        least = 0.0
-        for stage, part in enumerate(shares):
-            kept = x[x > least]
-            if kept.size < 3:
-                break
-            least = self._fit(self._first if stage == 0 else self._later, kept, least, part)
-        return least
-
-    def _fit(self, kind: str, x: np.ndarray, least: float, share: float) -> float:
-        mean, variance = float(np.mean(x - least)), float(np.var(x - least))
-        if kind == "exponential":
-            return least - mean * np.log(share)
-        if kind == "gamma":
-            order = _gamma_order(x)
-            return float(np.mean(x) / order * special.gammaincinv(order, 1 - share))
-        k, scale = (mean**2 / variance - 1) / 2, mean * (mean**2 / variance + 1) / 2
-        return float(
-            least - scale * np.expm1(k * np.log(share)) / k if abs(k) > 1e-6 else least - scale * np.log(share)
-        )
-
-    def realised(self, ratio: float) -> None:
-        """Change the number of stages, every five steps."""
-        self._ratios.append(ratio)
-        self._step += 1
-        if self._adaptive and self._step % 5 == 0:
-            mean = float(np.mean(self._ratios[-5:]))
-            self._stages = max(1, self._stages + (mean < 0.8) - (mean > 1.2))
+    devices: str = "2,4,8,64"
+    """Numbers of devices."""
+    ratio: float = 100.0
+    """Payload ratio asked for in the first comparison."""
+    budget: float = 30.0
+    """Link ratio asked for in the second: how many times fewer bits leave a device than in dense training."""
+    methods: str = ",".join(
+        [f"partition:exchange={way}" for way in WAYS] + [m for m in methods.METHODS if m != "partition"]
+    )
+    """Methods, such as partition,topk,powersgd:rank=2."""
+    width: int = 512
+    """Of the transformer layer whose gradient is exchanged: 12 times its square elements."""
+    repeats: int = 5
+    """Timings of each, of which the median counts."""
+    json: Path | None = None
+    """File to write the figures to; those that it holds already, under the same settings, are kept."""
+    figure: Path = Path("rivals.png")
+    """Picture to draw."""
 
 
-class Normal:
-    """The quantile of a normal distribution with mean 0, as in GaussianK (Shi et al., 2019), uncorrected."""
-
-    def threshold(self, x: np.ndarray, share: float) -> float:
-        """Fit the standard deviation."""
-        return float(np.sqrt(np.mean(x**2)) * stats.norm.isf(share / 2))
-
-    def realised(self, ratio: float) -> None:
-        """Need no feedback."""
-
-
-class Sampled:
-    """The top of a 1 % strided sample, as in DGC (Lin et al., ICLR 2018)."""
-
-    def __init__(self) -> None:
-        self._step = 0
-
-    def threshold(self, x: np.ndarray, share: float) -> float:
-        """Look at another hundredth of the entries each step."""
-        sample = x[self._step % 100 :: 100]
-        self._step += 1
-        count = max(1, round(share * sample.size))
-        return float(np.partition(sample, sample.size - count)[sample.size - count])
-
-    def realised(self, ratio: float) -> None:
-        """Need no feedback."""
-
-
-RIVALS: dict[str, tuple[Callable[[], Rival], str | None]] = {
-    "last threshold kept": (Kept, None),
-    "SIDCo, one stage, exponential": (lambda: Sidco("exponential", "exponential", False), "exponential"),
-    "SIDCo, adaptive, exponential": (lambda: Sidco("exponential", "exponential", True), None),
-    "SIDCo, adaptive, gamma and Pareto": (lambda: Sidco("gamma", "pareto", True), "gamma"),
-    "normal quantile": (Normal, "normal"),
-    "DGC, sampled": (Sampled, None),
-}
-
-
-def _gamma_order(x: np.ndarray) -> float:
-    """Estimate a gamma distribution's order in closed form (Minka, 2002), as SIDCo does."""
-    s = max(np.log(max(np.mean(x), 1e-30)) - np.mean(np.log(np.maximum(x, 1e-30))), 1e-9)
-    return float((3 - s + np.sqrt((s - 3) ** 2 + 24 * s)) / (12 * s))
-
-
-def cross_entropy(kind: str, x: np.ndarray, mass: np.ndarray, edges: np.ndarray) -> float:
-    """Judge a closed-form fit to one segment.
+def alike(devices: int, place: jax.Array) -> SimpleNamespace:
+    """Stand in for the collectives among devices that all hold the same.
 
     Args:
-      kind: exponential, gamma or normal.
-      x: its magnitudes.
-      mass: float[B], the observed counts.
-      edges: float[B + 1] of the bins, of which the lowest reaches down to 0.
+      devices: W.
+      place: int32[], which of them this is; in the place of the leader, where there is one.
 
     Returns:
-      Bits.
+      What `gradpart_jax.exchange` asks of `jax.lax`.
     """
-    mean = max(float(np.mean(x)), 1e-30)
-    fitted: Any
-    if kind == "exponential":
-        fitted = stats.expon(scale=mean)
-    elif kind == "normal":
-        fitted = stats.halfnorm(scale=max(float(np.sqrt(np.mean(x**2))), 1e-30))
-    else:
-        order = _gamma_order(x)
-        fitted = stats.gamma(order, scale=mean / order)
-    above = fitted.sf(edges)
-    above[0], above[-1] = 1.0, 0.0
-    expected = np.maximum(above[:-1] - above[1:], 1e-9)
-    return float(-np.sum(mass / mass.sum() * np.log2(expected)))
+
+    def gather(x: jax.Array, axis_name: str) -> jax.Array:
+        # Behind the barrier the payloads are not known to be equal, so that each is decoded.
+        return jax.lax.optimization_barrier(jnp.broadcast_to(x, (devices, *x.shape)))
+
+    def same(x: Any, *_: Any, **__: Any) -> Any:
+        return x
+
+    return SimpleNamespace(
+        axis_size=lambda axis_name: devices,
+        axis_index=lambda axis_name: place,
+        all_gather=gather,
+        all_to_all=same,
+        pmean=same,
+        pmax=same,
+        pmin=same,
+        psum=same,
+    )
+
+
+def measure(label: methods.Label, ratio: float, devices: int, gradient: Any, repeats: int) -> Row:
+    """Update some times as one of several devices.
+
+    Args:
+      label: of the method.
+      ratio: payload ratio asked for.
+      devices: W.
+      gradient: a tree.
+      repeats: timings; 0 counts bits alone.
+
+    Returns:
+      Bits and ratios, means over steps, and median seconds.
+    """
+    tx = methods.build(label, Exchange(), AXIS, ratio, devices)
+
+    def update(updates: Any, state: Any, place: jax.Array) -> tuple[Any, Any]:
+        with mock.patch.object(exchange, "jax", SimpleNamespace(lax=alike(devices, place))):
+            return tx.update(updates, state, updates)
+
+    holder, steps, stats = [tx.init(gradient)], 0, []
+
+    def arguments() -> tuple[Any, Any, jax.Array]:
+        nonlocal steps
+        steps += 1
+        return jax.tree.map(jnp.copy, gradient), holder[0], jnp.int32((steps - 1) % devices)
+
+    if not repeats and label.kind not in PERIODS:
+        # Of a program that gives nothing but the counts, little is left to compile.
+        counted = jax.jit(lambda *given: _bits(update(*given)[1]))(*arguments())
+        return _ratios([jax.device_get(counted)])
+    compiled = jax.jit(update, donate_argnums=(0, 1))
+
+    def step(*given: Any) -> Any:
+        out, holder[0] = compiled(*given)
+        return out, holder[0]
+
+    for _ in range(PERIODS.get(label.kind, SETTLED)):
+        jax.block_until_ready(step(*arguments()))
+        stats.append(jax.device_get(_bits(holder[0])))
+    return _ratios(stats) | ({"seconds": timed(step, arguments, repeats)} if repeats else {})
+
+
+def _bits(state: Any) -> tuple[jax.Array, ...]:
+    found = gp.stats(state)
+    return found.payload_bits, found.link_bits, found.dense_payload_bits, found.dense_link_bits
+
+
+def _ratios(counts: list[Any]) -> Row:
+    payload, link, dense_payload, dense_link = np.asarray(counts, np.float64).mean(axis=0).tolist()
+    return {
+        "payload_bits": payload,
+        "link_bits": link,
+        "payload_ratio": dense_payload / payload,
+        "link_ratio": dense_link / link,
+    }
+
+
+def rows_of(args: Args, labels: list[methods.Label], counts: list[int], known: list[Row]) -> Iterator[Row]:
+    """Measure method by method, or take what is known.
+
+    Args:
+      args: of the command line.
+      labels: of the methods.
+      counts: of devices.
+      known: rows of an earlier run under the same settings.
+
+    Yields:
+      Rows.
+    """
+    shapes = layer(args.width)
+    sizes = [math.prod(shape) for shape in shapes]
+    flat = gradient_of("laplace", sum(sizes))
+    gradient = [x.reshape(s) for x, s in zip(jnp.split(flat, np.cumsum(sizes)[:-1]), shapes, strict=True)]
+    found = {(row["method"], row["budget"], row["devices"]): row for row in known}
+    for label in labels:
+        extra = GIVEN.get(label.kind)
+        built = methods.parse(f"{label.text}:{extra}") if extra and not label.options else label
+        for budget in BUDGETS:
+            for devices in counts:
+                key = (label.text, budget, devices)
+                if key not in found:
+                    wanted = args.ratio
+                    if budget == "link":
+                        wanted = methods.payload_ratio(label, Exchange(), args.budget, devices)
+                    if budget == "payload":
+                        row = measure(built, wanted, devices, gradient, args.repeats)
+                        row["floor_seconds"] = timed(
+                            floor, lambda: (jnp.copy(flat), jnp.zeros_like(flat)), 4 * args.repeats
+                        )
+                    elif label.method.budgeted:
+                        row = measure(built, max(wanted, 1.0), devices, gradient, 0)
+                    else:
+                        row = found[label.text, "payload", devices]
+                    named = {"method": label.text, "budget": budget, "devices": devices}
+                    found[key] = named | {"budgeted": label.method.budgeted} | row | named
+                yield found[key]
+
+
+def main(args: Args) -> None:
+    """Measure, print one table and draw the picture.
+
+    Args:
+      args: of the command line.
+
+    Raises:
+      UsageError: an option is out of range.
+    """
+    try:
+        counts = [int(number) for number in args.devices.split(",")]
+    except ValueError:
+        counts = []
+    if not counts or not all(2 <= number <= 4096 for number in counts):
+        raise UsageError(f"--devices {args.devices} is no list of numbers: give some from 2 to 4096, such as 2,4,8,64")
+    for name, value in (("ratio", args.ratio), ("budget", args.budget)):
+        if not 1 <= value <= 10_000:
+            raise UsageError(f"--{name} {value:g} is out of range: give 1 to 10000")
+    if not 32 <= args.width <= 4096:
+        raise UsageError(f"--width {args.width} is out of range: give 32 to 4096")
+    labels = methods.parse_many(args.methods)
+    figures.check(args.figure, args.json)
+    settings = {"ratio": args.ratio, "budget": args.budget, "width": args.width}
+    known: list[Row] = []
+    if args.json and args.json.exists():
+        held = json.loads(args.json.read_text())
+        known = held["rows"] if held.get("settings") == settings else []
+    rows: list[Row] = []
+    total = len(labels) * len(BUDGETS) * len(counts)
+    for row in track(rows_of(args, labels, counts, known), "measuring", total, transient=True):
+        rows.append(row)
+        if args.json:
+            kept = [r for r in known if r not in rows]
+            args.json.write_text(json.dumps({"settings": settings, "rows": rows + kept}, indent=1) + "\n")
+    console = Console()
+    console.print(table(args, rows, counts))
+    _draw(args, rows, counts)
+    console.print(f"picture: {args.figure}")
+
+
+def table(args: Args, rows: list[Row], counts: list[int]) -> Table:
+    """Lay the figures out, a row for each method.
+
+    Args:
+      args: of the command line.
+      rows: all.
+      counts: of devices.
+
+    Returns:
+      The table.
+    """
+    shown = Table(
+        title=f"{12 * args.width**2 / 1e6:.3g} million parameters, {' / '.join(map(str, counts))} devices; "
+        f"asked for: a payload ratio of {args.ratio:g}, then a link ratio of {args.budget:g}"
+    )
+    for column in (
+        "method",
+        "payload ratio",
+        "link ratio at it",
+        f"payload ratio at link {args.budget:g}",
+        "update, times the floor",
+        "times a dense mean",
+    ):
+        shown.add_column(column, justify="left" if column == "method" else "right")
+    for method in dict.fromkeys(row["method"] for row in rows):
+        equal, link = ([r for r in rows if (r["method"], r["budget"]) == (method, budget)] for budget in BUDGETS)
+        dense = {r["devices"]: r["seconds"] for r in rows if (r["method"], r["budget"]) == ("dense", "payload")}
+        shown.add_row(
+            method.replace("exchange=", "") + ("" if equal[0]["budgeted"] else " *"),
+            f"{equal[0]['payload_ratio']:.3g}",
+            " / ".join(f"{row['link_ratio']:.3g}" for row in equal),
+            " / ".join(f"{row['payload_ratio']:.3g}" for row in link) if link[0]["budgeted"] else "-",
+            " / ".join(f"{row['seconds'] / row['floor_seconds']:.2g}" for row in equal),
+            " / ".join(f"{row['seconds'] / dense[row['devices']]:.2g}" if dense else "-" for row in equal),
+        )
+    shown.caption = "* has a ratio of its own and cannot be asked for another"
+    return shown
+
+
+def _draw(args: Args, rows: list[Row], counts: list[int]) -> None:
+    import matplotlib as mpl
+
+    order = list(dict.fromkeys(row["method"] for row in rows))[::-1]
+    colours = mpl.colormaps["viridis"](np.linspace(0.05, 0.85, len(counts)))
+    panels = [
+        ("payload", "link_ratio", f"link ratio, at a payload ratio of {args.ratio:g}", args.ratio),
+        ("link", "payload_ratio", f"payload ratio, at a link ratio of {args.budget:g}", None),
+        ("payload", "floors", f"time in floors, at a payload ratio of {args.ratio:g}", None),
+    ]
+    with figures.canvas(len(panels), args.figure, height=1.2 + 0.27 * len(order)) as axes:
+        for axis, (budget, name, title, line) in zip(axes, panels, strict=True):
+            for place, method in enumerate(order):
+                chosen = [r for r in rows if (r["method"], r["budget"]) == (method, budget)]
+                values = [r["seconds"] / r["floor_seconds"] if name == "floors" else r[name] for r in chosen]
+                axis.plot([min(values), max(values)], [place, place], color="#bbbbbb", lw=1.2, zorder=1)
+                for value, colour in zip(values, colours, strict=True):
+                    axis.scatter(value, place, color=colour, s=26, zorder=2)
+            if line:
+                axis.axvline(line, color="#999999", lw=0.8, ls=":")
+            axis.set(xscale="log", title=title, ylim=(-0.7, len(order) - 0.3), yticks=range(len(order)))
+            axis.set_yticklabels([method.replace("exchange=", "") for method in order] if axis is axes[0] else [])
+        for count, colour in zip(counts, colours, strict=True):
+            axes[-1].scatter([], [], color=colour, s=26, label=f"{count} devices")
+        axes[-1].legend(frameon=False, fontsize=8, loc="lower right")

@@ -36,9 +36,25 @@ def transformer() -> Shapes:
     148
     """
     width, tokens = 512, 8192
-    layer: Shapes = [(width,), (width,), (width, 3 * width), (3 * width,), (width, width), (width,)]
-    layer += [(width,), (width,), (width, 4 * width), (4 * width,), (4 * width, width), (width,)]
-    return [(tokens, width), (1024, width), *layer * 12, (width,), (width,)]
+    return [(tokens, width), (1024, width), *layer(width) * 12, (width,), (width,)]
+
+
+def layer(width: int) -> Shapes:
+    """List the shapes of one layer of a transformer.
+
+    Args:
+      width: w.
+
+    Returns:
+      12 shapes, of 12 w^2 + 13 w parameters.
+
+    >>> import math
+    >>> sum(math.prod(shape) for shape in layer(512)) - 12 * 512**2 == 13 * 512
+    True
+    """
+    before: Shapes = [(width,), (width,), (width, 3 * width), (3 * width,), (width, width), (width,)]
+    after: Shapes = [(width,), (width,), (width, 4 * width), (4 * width,), (4 * width, width), (width,)]
+    return before + after
 
 
 TREES: Mapping[str, Callable[[], Shapes]] = MappingProxyType({"ResNet-50": resnet50, "transformer": transformer})
