@@ -278,9 +278,10 @@ def _draw(args: Args, rows: list[Row], counts: list[int]) -> None:
 
     order = list(dict.fromkeys(row["method"] for row in rows))[::-1]
     colours = mpl.colormaps["viridis"](np.linspace(0.05, 0.85, len(counts)))
+    dots = np.linspace(80, 14, len(counts))  # the fewer devices the larger, so that equal values show
     panels = [
         ("payload", "link_ratio", f"link ratio, at a payload ratio of {args.ratio:g}", args.ratio),
-        ("link", "payload_ratio", f"payload ratio, at a link ratio of {args.budget:g}", None),
+        ("link", "payload_ratio", f"payload ratio for a link ratio of {args.budget:g}", None),
         ("payload", "floors", f"time in floors, at a payload ratio of {args.ratio:g}", None),
     ]
     with figures.canvas(len(panels), args.figure, height=1.2 + 0.27 * len(order)) as axes:
@@ -288,13 +289,15 @@ def _draw(args: Args, rows: list[Row], counts: list[int]) -> None:
             for place, method in enumerate(order):
                 chosen = [r for r in rows if (r["method"], r["budget"]) == (method, budget)]
                 values = [r["seconds"] / r["floor_seconds"] if name == "floors" else r[name] for r in chosen]
+                if name == "payload_ratio" and not chosen[0]["budgeted"]:
+                    continue
                 axis.plot([min(values), max(values)], [place, place], color="#bbbbbb", lw=1.2, zorder=1)
-                for value, colour in zip(values, colours, strict=True):
-                    axis.scatter(value, place, color=colour, s=26, zorder=2)
+                for value, colour, size in zip(values, colours, dots, strict=True):
+                    axis.scatter(value, place, color=colour, s=size, zorder=2)
             if line:
                 axis.axvline(line, color="#999999", lw=0.8, ls=":")
             axis.set(xscale="log", title=title, ylim=(-0.7, len(order) - 0.3), yticks=range(len(order)))
             axis.set_yticklabels([method.replace("exchange=", "") for method in order] if axis is axes[0] else [])
-        for count, colour in zip(counts, colours, strict=True):
-            axes[-1].scatter([], [], color=colour, s=26, label=f"{count} devices")
+        for count, colour, size in zip(counts, colours, dots, strict=True):
+            axes[-1].scatter([], [], color=colour, s=size, label=f"{count} devices")
         axes[-1].legend(frameon=False, fontsize=8, loc="lower right")
