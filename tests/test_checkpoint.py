@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from train import check, config, loop
+from train import check, checkpoint, config, loop
 from train.checkpoint import Checkpoints
 from train.errors import UsageError
 from train.log import Journal, read
@@ -68,11 +68,9 @@ def make(folder: Path, data_dir: Path, **changes) -> config.Config:
 
 
 def arrays(folder: Path) -> dict[str, bytes]:
-    import orbax.checkpoint as ocp
-
-    with ocp.CheckpointManager((folder / "checkpoints").absolute()) as manager:
-        found = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore())
-    header = json.loads(found.pop("facts").tobytes())
+    newest = max((path for path in (folder / "checkpoints").iterdir()), key=lambda path: int(path.name))
+    found = checkpoint.PartHandler().restore(newest / checkpoint.ITEM)
+    header = json.loads(found.pop(checkpoint.FACTS).tobytes())
     header["facts"].pop("seconds")
     return {key: x.tobytes() for key, x in found.items()} | {"header": json.dumps(header).encode()}
 

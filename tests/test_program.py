@@ -303,7 +303,7 @@ def test_the_first_interrupt_is_a_wish_and_the_second_ends() -> None:
         assert interrupts.number == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-    assert heard == ["ending after this step; once more ends at once"]
+    assert heard == ["ending after the next step; once more ends at once"]
 
 
 def test_numbers_for_people() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from train import folders, methods, models
+from train import folders, hosts, methods, models
 from train.config import Config
 from train.errors import UsageError
 
@@ -62,4 +62,5 @@ def check(config: Config) -> None:
             f" times --accumulate {training.accumulate}" if training.accumulate > 1 else ""
         )
         raise UsageError(f"--batch {training.batch} does not divide among {among}: use --batch {near}")
-    folders.check(config)
+    if hosts.leads():
+        folders.check(config)

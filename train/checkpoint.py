@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import shutil
+import socket
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -12,34 +15,79 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
+from train import hosts
 from train.errors import UsageError
+from train.placing import rows
 
 KEPT = 2
 FACTS = "facts"
+FOLDER, ITEM, FILE = "checkpoints", "default", "part.npz"
 SPARE = 2**20  # bytes that a checkpoint may need beside its arrays
+
+
+class PartHandler(ocp.CheckpointHandler):
+    """How orbax writes a part: its own way with arrays wants a disk that all processes share."""
+
+    def save(self, directory: epath.Path, args: PartArgs) -> None:
+        """Write a part into a fresh folder."""
+        with (directory / FILE).open("wb") as file:
+            np.savez(file, **args.arrays)
+
+    def restore(self, directory: epath.Path | Path, args: ocp.args.CheckpointArgs | None = None) -> dict[str, Any]:
+        """Read a part; damage raises, for the file holds a checksum of each array."""
+        with (directory / FILE).open("rb") as file, np.load(file) as arrays:
+            return dict(arrays)
+
+
+@ocp.args.register_with_handler(PartHandler, for_save=True)
+@dataclasses.dataclass
+class PartArgs(ocp.args.CheckpointArgs):
+    """Arrays by name."""
+
+    arrays: dict[str, np.ndarray]
 
 
 class Found(NamedTuple):
     """A checkpoint that was read."""
 
     step: int  # steps done, which is also the data's position
-    state: Any  # numpy arrays, with as many devices as it was saved with
+    state: Any  # numpy arrays, with as many devices as it was saved with, or with those of this process
     facts: dict[str, Any]  # as given to `save`
+    whole: bool  # whether the state has all devices' rows
+
+
+class Part(NamedTuple):
+    """What one process wrote: all that is replicated, and the rows of its own devices."""
+
+    arrays: dict[str, Any]
+    header: dict[str, Any]
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Number of the process, and how many there were."""
+        number, of = self.header.get("part", (0, 1))
+        return number, of
 
 
 class Checkpoints:
-    """The checkpoints of one run, newest and the one before.
+    """The checkpoints of one run, newest and the one before; each process writes its own part, where it is.
 
-    A checkpoint appears whole or not at all, for orbax renames it into place; what a kill leaves half written is
-    removed at the next start.
+    Parts lie in `checkpoints` (of process 0), `checkpoints-1` and so on: on a disk that hosts share, side by side, else
+    each on its own host's disk, so that memories never travel. A part appears whole or not at all, for orbax renames it
+    into place; what a kill leaves half written is removed at the next start. Process 0 writes last: where its part is,
+    the others are.
 
     Args:
-      folder: where they lie.
+      folder: of the run.
+      replace: whether parts that lie there while process 0 has none may go.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder.absolute()
+    def __init__(self, folder: Path, *, replace: bool = False) -> None:
+        self._run = folder.absolute()
+        self._folder = self._of(hosts.index())
+        self._replace = replace
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._open()
@@ -51,25 +99,34 @@ class Checkpoints:
 
         Args:
           step: steps done.
-          state: a pytree of arrays, those that differ per device with a leading device axis.
+          state: a pytree of placed arrays, those that differ per device with a leading device axis.
           facts: what else is to be known, of JSON's types.
 
         Raises:
-          UsageError: the disk is full or cannot be written to; earlier checkpoints stay.
+          UsageError: a disk is full or cannot be written to; earlier checkpoints stay.
         """
+        what = f"the checkpoint of step {step}"
+        hosts.together(lambda: None if hosts.leads() else self._write(step, state, facts), what)
+        hosts.lead(lambda: self._write(step, state, facts), what)
+        if hosts.leads():
+            for path in self._run.glob(f"{FOLDER}-*"):
+                if int(path.name.rpartition("-")[2]) >= hosts.count():  # of a start with more processes
+                    shutil.rmtree(path, ignore_errors=True)
+
+    def _write(self, step: int, state: Any, facts: dict[str, Any]) -> None:
         if step in self._manager.all_steps():
             return
-        leaves, names = _leaves(state)
+        leaves, names = _leaves(rows(state))
         sums = [zlib.crc32(np.ascontiguousarray(x).data) if x.size else 0 for x in leaves]
-        text = json.dumps({"names": names, "sums": sums, "facts": facts}).encode()
-        # orbax takes no empty arrays
+        part = (hosts.index(), hosts.count())
+        text = json.dumps({"names": names, "sums": sums, "facts": facts, "part": part}).encode()
         arrays = {str(i): x for i, x in enumerate(leaves) if x.size} | {FACTS: np.frombuffer(text, np.uint8)}
         needed = sum(x.nbytes for x in arrays.values()) + SPARE
         try:
             free = shutil.disk_usage(self._folder).free
             if free < needed:
                 raise OSError(f"{needed / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free")
-            self._manager.save(step, args=ocp.args.StandardSave(arrays), force=True)
+            self._manager.save(step, args=PartArgs(arrays), force=True)
         except Exception as error:  # whatever the storage raises
             last = max(self._steps_on_disk(), default=None)
             self._clear()
@@ -80,10 +137,10 @@ class Checkpoints:
             ) from error
 
     def restore(self, like: Any, axes: Any, notice: Callable[[str], None]) -> Found | None:
-        """Read the newest sound checkpoint, and remove damaged ones that are newer.
+        """Read the newest checkpoint that every process can read, and remove newer ones.
 
         Args:
-          like: a state of the same structure and shapes, but for the number of devices.
+          like: a state of the same structure and shapes, with the device axis of all devices that go on.
           axes: which of its leaves have a device axis: 0 or None.
           notice: is told of each damaged checkpoint passed over.
 
@@ -93,37 +150,104 @@ class Checkpoints:
         Raises:
           UsageError: there are checkpoints, but none that can be read, or one that was made with other options.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        for place, step in enumerate(steps):
+        steps: list[int] = hosts.lead(
+            lambda: sorted(self._manager.all_steps(), reverse=True), "the choice of a checkpoint"
+        )
+        found: list[Found] = []
+        problem = ""
+
+        def read(step: int) -> str:
             try:
-                arrays = self._manager.restore(step, args=ocp.args.StandardRestore())
-                header = json.loads(arrays[FACTS].tobytes())
-                state = _assemble(arrays, header, like, axes)
+                found.append(self._read(step, like, axes))
             except UsageError:
                 raise
             except Exception as error:  # whatever a damaged file raises
-                notice(f"the checkpoint of step {step} is damaged and passed over ({_first_line(error)})")
-                continue
-            for damaged in steps[:place]:
-                shutil.rmtree(self._folder / str(damaged), ignore_errors=True)
-            if place:
-                self._manager.close()
-                self._open()
-            return Found(step, state, header["facts"])
+                return _first_line(error)
+            return ""
+
+        for step in steps:
+            found.clear()
+            problems = hosts.together(functools.partial(read, step), f"the reading of the checkpoint of step {step}")
+            if not any(problems):
+                self._forget(step)
+                return found[0]
+            problem = next(filter(None, problems))
+            notice(f"the checkpoint of step {step} is damaged and passed over ({problem})")
         if steps:
             raise UsageError(
-                f"--resume: no checkpoint in {self._folder} can be read: start again with --overwrite, "
+                f"--resume: no checkpoint in {self._run} can be read ({problem}): start again with --overwrite, "
                 "or choose another --name"
             )
+        hosts.together(self._start_over, "the start without a checkpoint")
         return None
+
+    def _read(self, step: int, like: Any, axes: Any) -> Found:
+        own = hosts.index(), hosts.count()
+        part = self._load(own[0], step) if (self._folder / str(step)).exists() else None
+        if part is None or part.place != own:
+            part = self._load(0, step)
+        state = _assemble(part, like, axes)
+        total, here = (_devices(tree, axes) for tree in (like, state))
+        if part.place == own and (total is None or here is None or here * own[1] == total):
+            # What is empty was not written, and has as many rows as all devices
+            state = jax.tree.map(
+                lambda axis, x: x if axis is None or x.size else x[: len(x) // own[1]],
+                axes, state, is_leaf=lambda x: x is None,
+            )  # fmt: skip
+            return Found(step, state, part.header["facts"], whole=own[1] == 1)
+        parts = [_assemble(self._load(number, step), like, axes) for number in range(part.place[1])]
+        state = jax.tree.map(
+            lambda axis, *xs: xs[0] if axis is None or not xs[0].size else np.concatenate(xs),
+            axes, *parts, is_leaf=lambda x: x is None,
+        )  # fmt: skip
+        return Found(step, state, part.header["facts"], whole=True)
+
+    def _load(self, number: int, step: int) -> Part:
+        folder = self._of(number)
+        if not (folder / str(step)).exists():
+            raise FileNotFoundError(
+                f"part {number} of it is not on host {socket.gethostname()}: where hosts share no disk, go on with as "
+                f"many processes in the same order, or copy {folder.name} from the host that has it"
+            )
+        arrays = PartHandler().restore(folder / str(step) / ITEM)
+        return Part(arrays, json.loads(arrays[FACTS].tobytes()))
+
+    def _forget(self, step: int) -> None:
+        """Remove this process's parts that are newer."""
+        newer = [one for one in self._manager.all_steps() if one > step]
+        for one in newer:
+            shutil.rmtree(self._folder / str(one), ignore_errors=True)
+        if newer:
+            self._manager.close()
+            self._open()
+
+    def _start_over(self) -> None:
+        if self._manager.all_steps() and not self._replace:
+            raise UsageError(
+                f"{self._folder} holds parts of another run, of which process 0 has none: replace them with "
+                "--overwrite, or choose another --name"
+            )
+        self._forget(-1)
 
     def close(self) -> None:
         """Finish."""
         self._manager.close()
 
+    def _of(self, process: int) -> Path:
+        return self._run / (f"{FOLDER}-{process}" if process else FOLDER)
+
     def _open(self) -> None:
+        # Each process looks after its own part, and orbax is not to wait for the others
+        number = hosts.index()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=number, active_processes={number}, barrier_sync_key_prefix=f"part-{number}"
+        )
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=KEPT, enable_async_checkpointing=False, cleanup_tmp_directories=True
+            max_to_keep=KEPT,
+            enable_async_checkpointing=False,
+            cleanup_tmp_directories=True,
+            create=False,
+            multiprocessing_options=alone,
         )
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
@@ -136,25 +260,34 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
 
 
+def _devices(tree: Any, axes: Any) -> int | None:
+    """Count the rows of leaves with a device axis; None where there are none."""
+    marks = jax.tree.leaves(axes, is_leaf=lambda x: x is None)
+    sizes = [x.shape[0] for x, axis in zip(jax.tree.leaves(tree), marks, strict=True) if axis == 0 and x.size]
+    return sizes[0] if sizes else None
+
+
 def _leaves(state: Any) -> tuple[list[np.ndarray], list[str]]:
     pairs = jax.tree.leaves_with_path(state)
     return [np.asarray(x) for _, x in pairs], [jax.tree_util.keystr(path) for path, _ in pairs]
 
 
-def _assemble(arrays: dict[str, Any], header: dict[str, Any], like: Any, axes: Any) -> Any:
+def _assemble(part: Part, like: Any, axes: Any) -> Any:
     wanted, names = _leaves(like)
     marks = jax.tree.leaves(axes, is_leaf=lambda x: x is None)
-    other = set(names) ^ set(header["names"])
+    other = set(names) ^ set(part.header["names"])
     if other:
         raise UsageError(
             f"--resume: the run was made with other options: {min(other)} is in one of the two states only"
         )
     found = []
-    for i, (x, name, axis, kept) in enumerate(zip(wanted, names, marks, header["sums"], strict=True)):
+    for i, (x, name, axis, kept) in enumerate(zip(wanted, names, marks, part.header["sums"], strict=True)):
         if not x.size:
             found.append(x)
             continue
-        array = np.asarray(arrays[str(i)])
+        array = part.arrays[str(i)]
+        if array.dtype.kind == "V":  # numpy writes the bits of bfloat16, and not its name
+            array = array.view(x.dtype)
         if zlib.crc32(np.ascontiguousarray(array).data) != kept:
             raise ValueError(f"{name} has another checksum than when it was written")
         own, theirs = ((y.shape if axis is None else y.shape[1:]) for y in (x, array))

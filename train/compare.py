@@ -18,6 +18,7 @@ from train import methods, options, report
 from train.config import Config, change, groups
 from train.errors import UsageError, status_of
 from train.log import amount, plain
+from train.main import begin, ended
 
 PROG = "train.compare"
 FILE = "comparison.json"
@@ -74,16 +75,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         comparison = parse(given)
-        from train import check, folders
-        from train.main import with_devices
+        from train import check, folders, hosts
 
-        comparison = with_devices(comparison)
-        check.check(comparison)
-        # Dependencies' warnings tell a user of this program nothing.
-        warnings.simplefilter("ignore")
-        run(comparison, Console(), folders.command(PROG, given))
+        with hosts.company():
+            comparison = begin(comparison)
+            hosts.together(lambda: check.check(comparison), "the check of options")
+            # Dependencies' warnings tell a user of this program nothing.
+            warnings.simplefilter("ignore")
+            run(comparison, Console(quiet=not hosts.leads()), folders.command(PROG, given))
 
-    return status_of(work)
+    return ended(status_of(work))
 
 
 def parse(arguments: Sequence[str]) -> Comparison:
@@ -169,14 +170,15 @@ def run(comparison: Comparison, console: Console, command: str = "compare.run") 
       NonFiniteError: a loss is not finite any more.
       KeyboardInterrupt: somebody asked for the end.
     """
-    from train import folders, loop
+    from train import folders, hosts, loop
     from train.program import Program, prepare
 
     entries = plan(comparison)
     dataset = loop.load(comparison)
     folders.make(comparison)
     wanted = {"methods": comparison.methods, "budgets": comparison.budgets, "seeds": comparison.seeds}
-    options.write_json(wanted, comparison.folder / WANTED)
+    if hosts.leads():
+        options.write_json(wanted, comparison.folder / WANTED)
     console.print(f"{len(entries)} trainings in {comparison.folder}", soft_wrap=True, highlight=False)
     summaries: list[dict[str, Any]] = []
     program: Program | None = None
@@ -190,8 +192,10 @@ def run(comparison: Comparison, console: Console, command: str = "compare.run") 
         one = loop.Run(settings, comparison.folder / entry.folder, command, entry.budget)
         summaries.append(loop.train(one, program, dataset, console, header=fresh))
     rows = tabulate(entries, summaries)
-    options.write_json(plain(rows), comparison.folder / FILE)
     console.print(table(rows, dataset.kind))
+    if not hosts.leads():
+        return rows
+    options.write_json(plain(rows), comparison.folder / FILE)
     page = report.write([comparison.folder / entry.folder for entry in entries], comparison.folder / "report.html")
     console.print(f"report: {page}", soft_wrap=True, highlight=False)
     return rows

@@ -46,7 +46,8 @@ class Training:
     """How it is learned."""
 
     devices: int | None = None
-    """Devices to train over; None takes all accelerators, or 4 virtual devices where there are CPUs alone."""
+    """Devices to train over, in all processes together; None takes all accelerators, or, where there are CPUs alone, 4
+    virtual devices, and one a process where there are several."""
     steps: int = 2000
     """Training steps."""
     batch: int = 128
@@ -126,6 +127,27 @@ class Start:
 
 
 @dataclasses.dataclass(frozen=True)
+class Hosts:
+    """Several processes, on one machine or many; not part of a run's configuration.
+
+    Under SLURM, Open MPI, an indexed Kubernetes job and on Cloud TPU pods, processes find one another with no option.
+    """
+
+    coordinator: str | None = None
+    """HOST:PORT of process 0, the same on every host; None for one process, or for what a cluster says."""
+    processes: int | None = None
+    """Number of processes, the same on every host."""
+    process: int | None = None
+    """Number of this process, from 0 on."""
+    timeout: float = 300.0
+    """Seconds to wait for other processes, at the start and wherever they meet."""
+    heartbeat: float = 60.0
+    """Seconds without a sign of life after which a process counts as lost, and all end."""
+    check_every: int = 100
+    """Steps between comparisons of the devices' replicas, by a hash; 0 for none but at checkpoints."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """Train with compressed gradient exchange, and beside it uncompressed, over virtual or real devices."""
 
@@ -134,6 +156,7 @@ class Config:
     exchange: Exchange = Exchange()
     output: Output = Output()
     start: Start = Start()
+    hosts: Hosts = Hosts()
 
     @property
     def folder(self) -> Path:
@@ -186,17 +209,18 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 2e-3,
     },
 }
+NOT_KEPT = (Start, Hosts)  # groups of options that are no part of a run's configuration
 LEARNING_RATES = {"sgd": 0.1, "adam": 4e-3, "adamw": 4e-3}
 WEIGHT_DECAYS = {"sgd": 0.0, "adam": 0.0, "adamw": 1e-4}
 
 
 def groups() -> dict[str, type]:
     """Name the groups of options."""
-    return {"task": Task, "training": Training, "exchange": Exchange, "output": Output, "start": Start}
+    return {"task": Task, "training": Training, "exchange": Exchange, "output": Output, "start": Start, "hosts": Hosts}
 
 
 def flat(config: Config) -> dict[str, Any]:
-    """List a configuration's values by option, without those of the start.
+    """List a configuration's values by option, without those of this start alone.
 
     Args:
       config: any.
@@ -207,7 +231,7 @@ def flat(config: Config) -> dict[str, Any]:
     return {
         field.name: getattr(getattr(config, group), field.name)
         for group, kind in groups().items()
-        if kind is not Start
+        if kind not in NOT_KEPT
         for field in dataclasses.fields(kind)
     }
 

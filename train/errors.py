@@ -6,6 +6,8 @@ import signal
 import sys
 from collections.abc import Callable
 
+BROKEN, USAGE, LOST = 1, 2, 3  # exit statuses
+
 
 class UsageError(Exception):
     """Something that the user asked for cannot be done; the message names the option and the remedy."""
@@ -13,6 +15,14 @@ class UsageError(Exception):
 
 class NonFiniteError(Exception):
     """The loss is not finite any more; the message names the step."""
+
+
+class DivergedError(Exception):
+    """Replicas that have to be equal are not; the message names the step and the devices."""
+
+
+class HostError(Exception):
+    """Another process did not come, does not answer, or is lost."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -34,14 +44,14 @@ def status_of(work: Callable[[], object]) -> int:
       work: the program.
 
     Returns:
-      The exit status: 0, 1 where training broke down, 2 for a mistake in the options, 130 for Ctrl-C, 143 for an end
-      that the system asked for.
+      The exit status: 0, 1 where training broke down, 2 for a mistake in the options, 3 where another process is
+      lost, 130 for Ctrl-C, 143 for an end that the system asked for.
     """
     try:
         work()
-    except (UsageError, NonFiniteError) as error:
+    except (UsageError, NonFiniteError, DivergedError, HostError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
+        return {UsageError: USAGE, HostError: LOST}.get(type(error), BROKEN)
     except Interrupted as interrupt:
         return 128 + interrupt.number
     except KeyboardInterrupt:

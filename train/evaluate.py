@@ -11,9 +11,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gradpart_jax import accounting
-from train import step
+from train import hosts, step
 from train.data import Split
 from train.network import Network
+from train.placing import AXIS, over_devices, place
 
 BATCH = 512
 
@@ -21,7 +22,7 @@ BATCH = 512
 class Evaluator(NamedTuple):
     """Compiled once for a network."""
 
-    test: Callable[..., Any]
+    test: Callable[..., jax.Array]  # to float32[W, 2]: sums of each device's losses and right answers
     average: Callable[[Any], Any]
     mesh: Mesh
 
@@ -36,9 +37,14 @@ def make(network: Network, mesh: Mesh) -> Evaluator:
     Returns:
       Evaluator.
     """
-    return Evaluator(
-        jax.jit(network.test), jax.jit(lambda stats: jax.tree.map(lambda x: jnp.mean(x, axis=0), stats)), mesh
-    )
+
+    def test(params: Any, batch_stats: Any, batch: dict[str, jax.Array]) -> jax.Array:
+        return jax.lax.all_gather(jnp.stack(network.test(params, batch_stats, batch)), AXIS)
+
+    def average(batch_stats: Any) -> Any:
+        return jax.tree.map(lambda x: jax.lax.pmean(x, AXIS), batch_stats)
+
+    return Evaluator(over_devices(test, mesh, (None, None, 0), None), over_devices(average, mesh, (0,), None), mesh)
 
 
 def run(evaluator: Evaluator, state: step.State, split: Split) -> tuple[float, float]:
@@ -54,14 +60,16 @@ def run(evaluator: Evaluator, state: step.State, split: Split) -> tuple[float, f
     """
     devices = evaluator.mesh.size
     size = -(-min(BATCH, split.size) // devices) * devices
+    share = size // hosts.count()
     stats = evaluator.average(state.batch_stats)
     sums = []
-    for start in range(0, split.size, size):
-        numbers = np.arange(start, start + size)
+    for start in range(share * hosts.index(), split.size + share * hosts.index(), size):
+        numbers = np.arange(start, start + share)
         batch = split.read(np.minimum(numbers, split.size - 1)) | {"weight": (numbers < split.size).astype(np.float32)}
-        sums.append(evaluator.test(state.params, stats, step.place(batch, 0, evaluator.mesh)))
-    loss, accuracy = (float(sum(float(scores[k]) for scores in sums) / split.size) for k in (0, 1))
-    return loss, accuracy
+        batch = {key: x.reshape(devices // hosts.count(), -1, *x.shape[1:]) for key, x in batch.items()}
+        sums.append(evaluator.test(state.params, stats, place(batch, 0, evaluator.mesh)))
+    loss, accuracy = np.sum([np.asarray(each, np.float64) for each in sums], axis=(0, 1)) / split.size
+    return float(loss), float(accuracy)
 
 
 def cost(state: step.State, devices: int) -> tuple[float, float]:

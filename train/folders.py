@@ -17,7 +17,7 @@ import jax
 import optax
 
 import gradpart_jax as gp
-from train import options
+from train import hosts, options
 from train.config import Config
 from train.errors import UsageError
 
@@ -68,7 +68,7 @@ def check(config: Config) -> None:
 
 
 def make(config: Config) -> None:
-    """Make the program's folder, after `check`.
+    """Make the program's folder, after `check`, on every host.
 
     Args:
       config: settled.
@@ -77,15 +77,26 @@ def make(config: Config) -> None:
       UsageError: it cannot be made, or what is in it was started with other settings.
     """
     path = config.folder / "config.json"
-    if config.start.resume and path.exists():
-        _agree(config, config.folder)
-    try:
-        if config.start.overwrite and config.folder.exists():
-            shutil.rmtree(config.folder)
-        config.folder.mkdir(parents=True, exist_ok=True)
-        options.write(config, path)
-    except OSError as error:
-        raise UsageError(f"--workdir {config.output.workdir} cannot be written to ({error}): choose another") from error
+
+    def prepare() -> None:
+        try:
+            if config.start.overwrite and config.folder.exists():
+                shutil.rmtree(config.folder)
+            config.folder.mkdir(parents=True, exist_ok=True)
+            options.write(config, path)
+        except OSError as error:
+            raise UsageError(
+                f"--workdir {config.output.workdir} cannot be written to ({error}): choose another"
+            ) from error
+
+    def begin() -> None:
+        if config.start.resume and path.exists():
+            _agree(config, config.folder)
+        prepare()
+
+    hosts.lead(begin, "the making of the run folder")
+    # A host with a disk of its own needs the settings too, to go on with them
+    hosts.together(lambda: None if path.exists() else prepare(), "the making of run folders")
 
 
 def enter(config: Config, folder: Path, notice: Callable[[str], None]) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish to end after the present step."""
+"""Ctrl-C and SIGTERM as a wish to end after the next step."""
 
 from __future__ import annotations
 
@@ -39,4 +39,4 @@ class Interrupts:
         if self.number is not None:
             raise KeyboardInterrupt
         self.number = number
-        self._says("ending after this step; once more ends at once")
+        self._says("ending after the next step; once more ends at once")

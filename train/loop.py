@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from train import data, evaluate, folders, methods, options, phases, report, screen, step
+from train import agree, data, evaluate, folders, hosts, methods, options, phases, report, screen, step
 from train.checkpoint import Checkpoints
 from train.config import Config, flat
 from train.log import plain, read
+from train.placing import own, place, spread_out
 from train.program import Program, prepare
 from train.redistribute import redistribute
 from train.session import Session, Standing, batches
@@ -53,13 +54,14 @@ def run(config: Config, console: Console, command: str = "loop.run") -> list[dic
         program = prepare(config, dataset, label, config.exchange.ratio)
         summaries.append(train(Run(config, config.folder / label.folder, command), program, dataset, console))
     console.print(screen.summary_table(summaries))
-    page = report.write([config.folder / label.folder for label in labels], config.folder / "report.html")
-    console.print(f"report: {page}", soft_wrap=True, highlight=False)
+    if hosts.leads():
+        page = report.write([config.folder / label.folder for label in labels], config.folder / "report.html")
+        console.print(f"report: {page}", soft_wrap=True, highlight=False)
     return summaries
 
 
 def load(config: Config) -> data.Dataset:
-    """Load the data set that a configuration names.
+    """Load the data set that a configuration names; every process has its own copy, and all are compared.
 
     Args:
       config: settled.
@@ -68,11 +70,17 @@ def load(config: Config) -> data.Dataset:
       Dataset.
 
     Raises:
-      UsageError: it cannot be had.
+      UsageError: it cannot be had, or the processes' copies differ.
     """
-    task = config.task
+    task, found = config.task, []
     window = {} if task.window is None else {"window": task.window}
-    return data.load(task.data, task.data_dir, image_size=task.image_size, **window)
+
+    def read() -> None:
+        found.append(data.load(task.data, task.data_dir, image_size=task.image_size, **window))
+
+    hosts.together(read, "the loading of data")
+    agree.check_data(found[0], task.data)
+    return found[0]
 
 
 def train(
@@ -100,7 +108,7 @@ def train(
     def notice(text: str) -> None:
         console.print(f"[yellow]{text}[/]", soft_wrap=True, highlight=False)
 
-    summary = folders.enter(config, folder, notice)
+    summary = hosts.lead(lambda: folders.enter(config, folder, notice), "the opening of the run folder")
     if summary is not None:
         console.print(f"{folder} has finished: left as it is", soft_wrap=True, highlight=False)
         return summary
@@ -108,29 +116,38 @@ def train(
     about = folders.describe(config, label.text, label.kind, program.ratio, run.budget, fresh.params, run.command)
     if header:
         screen.header(console, about, flat(config))
-    saved = Checkpoints(folder / "checkpoints")
+    saved = Checkpoints(folder, replace=config.start.overwrite or config.start.resume)
     with contextlib.closing(saved):
-        standing = _stand(program, saved, step.spread_out(fresh, program.axes, config.devices), notice)
-        folders.keep_header(about, folder, standing.done)
+        standing = _stand(program, saved, spread_out(fresh, program.axes, config.devices), notice)
+        if hosts.leads():
+            folders.keep_header(about, folder, standing.done)
         session = Session(config, folder, program, dataset, about, saved, console)
         standing = session.run(standing)
-    if config.output.phases and not (folder / "phases.json").exists():
+    if config.output.phases and not hosts.lead((folder / "phases.json").exists, "the end of training"):
         with contextlib.closing(batches(config, dataset.train, standing.done)) as source:
-            options.write_json(
-                plain(phases.measure(config, program, standing.state, next(source))), folder / "phases.json"
-            )
+            times = phases.measure(config, program, standing.state, next(source))
+        if hosts.leads():
+            options.write_json(plain(times), folder / "phases.json")
     scores = evaluate.run(program.evaluator, standing.state, dataset.test)
-    result = summarise(about, read(folder / "metrics.jsonl"), scores, config.exchange.warmup_steps)
-    options.write_json(plain(result), folder / "summary.json")
-    return result
+
+    def conclude() -> dict[str, Any]:
+        result = summarise(about, read(folder / "metrics.jsonl"), scores, config.exchange.warmup_steps)
+        options.write_json(plain(result), folder / "summary.json")
+        return result
+
+    return hosts.lead(conclude, "the end of training")
 
 
 def _stand(program: Program, saved: Checkpoints, fresh: step.State, notice: Any) -> Standing:
-    found = saved.restore(fresh, program.axes, notice)
+    mesh, axes = program.mesh, program.axes
+    found = saved.restore(fresh, axes, notice)
     if found is None:
-        return Standing(0, step.place(fresh, program.axes, program.mesh), 0.0, 0.0, 0.0)
-    state, dealt = redistribute(found.state, program.axes, program.mesh.size)
+        return Standing(0, place(own(fresh, axes, mesh), axes, mesh), 0.0, 0.0, 0.0)
     notice(f"resumed at step {found.step}")
-    if dealt:
-        notice(dealt)
-    return Standing(found.step, step.place(state, program.axes, program.mesh), **found.facts)
+    state = found.state
+    if found.whole:
+        state, dealt = redistribute(state, axes, mesh.size)
+        state = own(state, axes, mesh)
+        if dealt:
+            notice(dealt)
+    return Standing(found.step, place(state, axes, mesh), **found.facts)

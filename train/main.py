@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from train import options
 from train.config import VIRTUAL_DEVICES, Config, Settings, change, settle
-from train.errors import status_of
+from train.errors import UsageError, status_of
 
 PROG = "train.main"
 
@@ -21,24 +21,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
       arguments: of the command line; None takes the process's own.
 
     Returns:
-      The exit status: 0, 1 where training broke down, 2 for a mistake in the options, 130 for Ctrl-C.
+      The exit status: 0, 1 where training broke down, 2 for a mistake in the options, 3 where another process is
+      lost, 130 for Ctrl-C.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
 
     def work() -> None:
         config = parse(given)
-        config = with_devices(config)
         # Imported here: reading the library must not slow --help down.
         from rich.console import Console
 
-        from train import check, folders, loop
+        from train import check, folders, hosts, loop
 
-        check.check(config)
-        # Dependencies' warnings tell a user of this program nothing.
-        warnings.simplefilter("ignore")
-        loop.run(config, Console(), folders.command(PROG, given))
+        with hosts.company():
+            config = begin(config)
+            hosts.together(lambda: check.check(config), "the check of options")
+            # Dependencies' warnings tell a user of this program nothing.
+            warnings.simplefilter("ignore")
+            loop.run(config, Console(quiet=not hosts.leads()), folders.command(PROG, given))
 
-    return status_of(work)
+    return ended(status_of(work))
+
+
+def ended(status: int) -> int:
+    """Part from other processes, where there are any.
+
+    Args:
+      status: of the program.
+
+    Returns:
+      The status.
+    """
+    if "train.hosts" not in sys.modules:
+        return status
+    from train import hosts
+
+    return hosts.part(status)
 
 
 def parse(arguments: Sequence[str]) -> Config:
@@ -62,23 +80,37 @@ def parse(arguments: Sequence[str]) -> Config:
     return config
 
 
-def with_devices(config: Settings) -> Settings:
-    """Start JAX with the devices asked for, and settle the configuration.
+def begin(config: Settings) -> Settings:
+    """Meet the other processes, start JAX with the devices asked for, and settle the configuration.
 
     Args:
       config: as parsed.
 
     Returns:
-      The settled configuration.
+      The settled configuration, the same on every process.
+
+    Raises:
+      UsageError: options do not go together, or hosts differ.
+      HostError: other processes did not come in time.
     """
     import jax
 
-    wanted = config.training.devices
-    with_virtual = VIRTUAL_DEVICES if wanted is None else max(1, min(wanted, 1024))
+    from train import agree, hosts
+
+    hosts.join(config.hosts)
+    wanted, processes = config.training.devices, hosts.count()
+    if wanted is not None and wanted % processes:
+        near = max(1, round(wanted / processes)) * processes
+        raise UsageError(f"--devices {wanted} does not divide among {processes} processes: use --devices {near}")
+    here = (wanted or max(VIRTUAL_DEVICES if processes == 1 else 0, processes)) // processes
     # Where JAX has started already, as in a notebook, it is too late: then there are as many as there are.
     with contextlib.suppress(RuntimeError):
-        jax.config.update("jax_num_cpu_devices", with_virtual)
-    return settle(config, len(jax.devices()) if wanted is None else wanted)
+        jax.config.update("jax_num_cpu_devices", max(1, min(here, 1024)))
+    config = settle(config, len(jax.devices()) if wanted is None else wanted)
+    if processes > 1:
+        hosts.together(hosts.check_name, "the check of names")
+        agree.check(config)
+    return config
 
 
 if __name__ == "__main__":

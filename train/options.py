@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 
 import tyro
 
-from train.config import Config, Start, base, change, flat, groups
+from train.config import NOT_KEPT, Config, base, change, flat, groups
 from train.errors import UsageError
 
 Parsed = TypeVar("Parsed")
@@ -140,7 +140,7 @@ def _hints() -> dict[str, Any]:
     return {
         field.name: hints[field.name]
         for kind in groups().values()
-        if kind is not Start
+        if kind not in NOT_KEPT
         for hints in [typing.get_type_hints(kind)]
         for field in dataclasses.fields(kind)
     }

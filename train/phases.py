@@ -14,8 +14,9 @@ import numpy as np
 import optax
 
 import gradpart_jax as gp
-from train import methods, optimizer, step
+from train import hosts, methods, optimizer, step
 from train.config import Config
+from train.placing import AXIS, one, over_devices, place, rows
 from train.program import Program
 
 LEAST, MOST = 3, 50  # calls timed of each piece
@@ -41,22 +42,19 @@ def measure(config: Config, program: Program, state: step.State, batch: dict[str
     """
     mesh, devices = program.mesh, program.mesh.size
     axes, key = program.axes, jax.random.key(0)
-    options: dict[str, Any] = {"axis_name": step.AXIS, "devices": list(mesh.devices.flat)}
-    placed = step.place(batch, 0, mesh)
+    placed = place(batch, 0, mesh)
 
-    forward = jax.pmap(
-        lambda s, b: step.gradient_of(program.network, s, b, key)[0], in_axes=(axes, 0), out_axes=0, **options
-    )
+    forward = over_devices(lambda s, b: step.gradient_of(program.network, s, b, key)[0], mesh, (axes, 0), 0)
     gradient = forward(state, placed)
     times = {"forward_backward": _median(lambda _: forward(state, placed), None)}
 
     kept, own = state.opt_state[1], axes.opt_state[1]
-    payload = float(np.asarray(step.one(gp.stats(kept)).payload_bits))
-    exchange = methods.build(program.label, config.exchange, step.AXIS, program.ratio, devices)
-    run = jax.pmap(exchange.update, in_axes=(0, own), out_axes=(None, own), donate_argnums=1, **options)
+    payload = float(np.asarray(one(gp.stats(kept)).payload_bits))
+    exchange = methods.build(program.label, config.exchange, AXIS, program.ratio, devices)
+    run = over_devices(exchange.update, mesh, (0, own), (None, own), donate=1)
     whole = _median(lambda s: run(gradient, s)[1], _copy(kept))
-    wire = _collective(config, program, math.ceil(payload / 32), options)
-    encode, decode, way = _split(config, program, gradient, kept, own, whole, wire, options)
+    wire = _collective(config, program, math.ceil(payload / 32))
+    encode, decode, way = _split(config, program, gradient, kept, own, whole, wire)
     times |= {"encode": encode, "wire": wire, "decode": decode}
 
     after = optimizer.after_exchange(config, program.label)
@@ -67,14 +65,14 @@ def measure(config: Config, program: Program, state: step.State, batch: dict[str
         updates, inner = after.update(clipped, inner, params)
         return optax.apply_updates(params, updates), inner
 
-    finish = jax.pmap(apply, in_axes=(0, None, None), out_axes=(0, 0), donate_argnums=2, **options)
-    inner = jax.tree.map(np.asarray, step.one(state.opt_state[2]))
+    finish = over_devices(apply, mesh, (0, None, None), (0, 0), donate=2)
+    inner = jax.tree.map(np.asarray, one(state.opt_state[2]))
     times["optimizer"] = _median(lambda _: finish(gradient, state.params, inner), None)
     return times | {"note": f"{_where(devices)} {way}"}
 
 
 def _split(
-    config: Config, program: Program, gradient: Any, kept: Any, own: Any, whole: float, wire: float, options: Any
+    config: Config, program: Program, gradient: Any, kept: Any, own: Any, whole: float, wire: float
 ) -> tuple[float, float, str]:
     devices = program.mesh.size
     if methods.way(program.label, config.exchange, devices) != "all_gather":
@@ -83,18 +81,15 @@ def _split(
     if devices == 1:
         return whole, 0.0, "With one device there is no wire, and decoding is counted as encoding."
     solitary = methods.build(program.label, config.exchange, None, program.ratio, 1)
-    everywhere = step.place(
-        jax.tree.map(
-            lambda x, axis: np.broadcast_to(x, (devices, *x.shape)) if axis is None else np.asarray(x),
-            jax.tree.map(np.asarray, kept),
-            own,
-            is_leaf=lambda x: x is None,
-        ),
-        0,
-        program.mesh,
+    here = devices // hosts.count()
+    everywhere = jax.tree.map(
+        lambda x, axis: np.broadcast_to(x, (here, *x.shape)) if axis is None else x,
+        rows(kept),
+        own,
+        is_leaf=lambda x: x is None,
     )
-    alone = jax.pmap(solitary.update, in_axes=(0, 0), out_axes=(0, 0), donate_argnums=1, **options)
-    single = _median(lambda s: alone(gradient, s)[1], everywhere)
+    alone = over_devices(solitary.update, program.mesh, (0, 0), (0, 0), donate=1)
+    single = _median(lambda s: alone(gradient, s)[1], place(everywhere, 0, program.mesh))
     each = (whole - wire - single) / (devices - 1)
     way = (
         "Encoding and decoding are told apart by a second program, in which each device decodes one payload "
@@ -105,7 +100,7 @@ def _split(
     return max(0.0, single - each), devices * each, way
 
 
-def _collective(config: Config, program: Program, words: int, options: Any) -> float:
+def _collective(config: Config, program: Program, words: int) -> float:
     """Time a collective of so many words, of the method's kind."""
     devices = program.mesh.size
     if devices == 1:
@@ -113,11 +108,11 @@ def _collective(config: Config, program: Program, words: int, options: Any) -> f
     gathers = methods.way(program.label, config.exchange, devices) == "all_gather"
 
     def send(x: jax.Array) -> jax.Array:
-        return jax.lax.all_gather(x, step.AXIS) if gathers else jax.lax.psum(x, step.AXIS)
+        return jax.lax.all_gather(x, AXIS) if gathers else jax.lax.psum(x, AXIS)
 
     kind = np.uint32 if gathers else np.float32
-    operand = step.place(np.zeros((devices, max(1, words)), kind), 0, program.mesh)
-    run = jax.pmap(send, out_axes=None, **options)
+    operand = place(np.zeros((devices // hosts.count(), max(1, words)), kind), 0, program.mesh)
+    run = over_devices(send, program.mesh, (0,), None)
     return _median(lambda _: run(operand), None)
 
 
@@ -125,15 +120,19 @@ def _median(call: Callable[[Any], Any], carry: Any) -> float:
     """Time calls, each given what the one before returned; the first compiles and is not counted."""
     carry = jax.block_until_ready(call(carry))
     times: list[float] = []
-    while len(times) < LEAST or (sum(times) < ENOUGH and len(times) < MOST):
+    # Collectives want as many calls on each process: process 0 says how many
+    calls = LEAST
+    while len(times) < calls:
         began = time.perf_counter()
         carry = jax.block_until_ready(call(carry))
         times.append(time.perf_counter() - began)
+        if len(times) == LEAST:
+            calls = hosts.lead(lambda: int(np.clip(LEAST * ENOUGH / sum(times), LEAST, MOST)), "the timing of a step")
     return float(np.median(times))
 
 
 def _copy(tree: Any) -> Any:
-    return jax.tree.map(lambda x: jax.device_put(jnp.copy(x), x.sharding), tree)
+    return jax.tree.map(jnp.copy, tree)
 
 
 def _where(devices: int) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from train import data, evaluate, methods, network, optimizer, step
+from train import data, evaluate, methods, network, optimizer, placing, step
 from train.config import Config
 from train.errors import UsageError
 
@@ -46,9 +46,9 @@ def prepare(config: Config, dataset: data.Dataset, label: methods.Label, ratio: 
     if len(jax.devices()) < config.devices:
         raise UsageError(f"--devices {config.devices} is more than the {len(jax.devices())} that JAX finds: use fewer")
     net = network.build(config, dataset)
-    tx = optimizer.build(config, label, step.AXIS, ratio)
+    tx = optimizer.build(config, label, placing.AXIS, ratio)
     axes = step.axes_of(jax.eval_shape(lambda: step.start(net, tx, 0)))
-    mesh = step.mesh_of(config.devices)
+    mesh = placing.mesh_of(config.devices)
     return Program(
         network=net,
         label=label,

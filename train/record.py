@@ -13,9 +13,9 @@ import jax
 import numpy as np
 
 import gradpart_jax as gp
-from train import step
 from train.errors import UsageError
 from train.log import Journal
+from train.placing import one
 
 SHOWN = 6  # segments whose forecast is kept, those with most elements
 
@@ -61,17 +61,22 @@ class Record:
         """Close them."""
         self._stack.close()
 
-    def metrics(self, line: dict[str, Any]) -> None:
-        """Keep a step's numbers."""
-        self._metrics.write(line)
-        if self._events is not None:
-            for key, value in line.items():
-                if key != "step":
-                    self._events.add_scalar(key, value, line["step"])
+    def step(self, line: dict[str, Any], stats: gp.Stats, opt_state: Any, *, evaluated: bool) -> None:
+        """Keep a step's numbers, and now and then those of layers and of the forecast.
 
-    def layers(self, number: int, stats: gp.Stats) -> None:
-        """Keep thresholds, counts and entropies of each segment, of methods that have them."""
-        if np.any(stats.threshold):
+        Args:
+          line: of metrics.jsonl.
+          stats: of the exchange.
+          opt_state: placed.
+          evaluated: whether the step was followed by an evaluation.
+        """
+        number = line["step"]
+        if evaluated and self._inspect is not None:
+            found = self._inspect(jax.tree.map(np.asarray, one(opt_state)))
+            arrays = {key: np.asarray(value)[self._shown] for key, value in found._asdict().items()}
+            self._forecast.write({"step": number, "segments": self._names, **arrays})
+        # Thresholds, counts and entropies of each segment, of methods that have them
+        if (evaluated or number & (number - 1) == 0) and np.any(stats.threshold):
             self._layers.write(
                 {
                     "step": number,
@@ -81,14 +86,11 @@ class Record:
                     "entropy": stats.segment_entropy,
                 }
             )
-
-    def forecast(self, number: int, opt_state: Any) -> None:
-        """Keep the forecast beside what was observed, of methods that forecast."""
-        if self._inspect is None:
-            return
-        found = self._inspect(jax.tree.map(np.asarray, step.one(opt_state)))
-        arrays = {key: np.asarray(value)[self._shown] for key, value in found._asdict().items()}
-        self._forecast.write({"step": number, "segments": self._names, **arrays})
+        self._metrics.write(line)
+        if self._events is not None:
+            for key, value in line.items():
+                if key != "step":
+                    self._events.add_scalar(key, value, number)
 
 
 def _events(folder: Path, start: int) -> Any:

@@ -13,11 +13,12 @@ import numpy as np
 from rich.console import Console
 
 import gradpart_jax as gp
-from train import data, evaluate, methods, step
+from train import agree, data, evaluate, hosts, methods, step
 from train.checkpoint import Checkpoints
 from train.config import Config
 from train.errors import Interrupted, NonFiniteError
 from train.interrupts import Interrupts
+from train.placing import one, place
 from train.program import Program
 from train.record import Record
 from train.screen import Screen
@@ -82,46 +83,54 @@ class Session:
         """
         output, steps, first = self._config.output, self._config.training.steps, standing.done
         title = self._program.label.text
+        signal = 0
         with contextlib.ExitStack() as stack:
-            record = stack.enter_context(
-                Record(self._folder, first, self._header, self._family, tensorboard=output.tensorboard)
-            )
+            record: Record | None = None
+            if hosts.leads():
+                record = stack.enter_context(
+                    Record(self._folder, first, self._header, self._family, tensorboard=output.tensorboard)
+                )
             show = stack.enter_context(Screen(self._console, title, first, steps))
             interrupts = stack.enter_context(Interrupts(show.says))
-            trace = stack.enter_context(Trace(self._folder / "profile" if output.profile else None))
+            trace = stack.enter_context(Trace(self._folder / "profile" if output.profile and hosts.leads() else None))
             source = stack.enter_context(contextlib.closing(batches(self._config, self._dataset.train, first)))
-            while standing.done < steps and interrupts.number is None:
+            while standing.done < steps and not signal:
                 trace.step(standing.done - first)
-                standing, line, stats = self._advance(standing, source)
+                standing, line, stats, signal = self._advance(standing, source, interrupts.number or 0)
                 evaluated = standing.done % output.eval_every == 0 or standing.done == steps
                 if evaluated:
                     standing, line = self._evaluate(standing, line)
-                    record.forecast(standing.done, standing.state.opt_state)
-                if evaluated or standing.done & (standing.done - 1) == 0:
-                    record.layers(standing.done, stats)
-                record.metrics(line)
+                if record is not None:
+                    record.step(line, stats, standing.state.opt_state, evaluated=evaluated)
                 show.step(line)
-                if output.checkpoint_every and standing.done % output.checkpoint_every == 0:
-                    self._saved.save(standing.done, standing.state, standing.facts())
-            if output.checkpoint_every and standing.done > first:
-                self._saved.save(standing.done, standing.state, standing.facts())
-        if interrupts.number is not None and standing.done < steps:
+                self._keep(standing, last=standing.done == steps or bool(signal))
+        if signal and standing.done < steps:
             kept = "a checkpoint was written: go on with --resume" if output.checkpoint_every else "nothing was saved"
             self._console.print(f"ended after step {standing.done} of {steps}; {kept}", soft_wrap=True)
-            raise Interrupted(interrupts.number)
+            raise Interrupted(signal)
         return standing
 
+    def _keep(self, standing: Standing, *, last: bool) -> None:
+        """Compare replicas, and write a checkpoint, where it is time."""
+        each, every = self._config.hosts.check_every, self._config.output.checkpoint_every
+        save = bool(every) and (last or standing.done % every == 0)
+        if save or (each and standing.done % each == 0):
+            agree.check_replicas(standing.done, standing.state, self._program.axes)
+        if save:
+            self._saved.save(standing.done, standing.state, standing.facts())
+
     def _advance(
-        self, standing: Standing, source: Generator[dict[str, np.ndarray]]
-    ) -> tuple[Standing, dict[str, Any], gp.Stats]:
+        self, standing: Standing, source: Generator[dict[str, np.ndarray]], signal: int
+    ) -> tuple[Standing, dict[str, Any], gp.Stats, int]:
         program = self._program
         began = time.perf_counter()
-        batch = step.place(next(source), 0, program.mesh)
+        batch = place(next(source), 0, program.mesh)
+        signals = place(np.full(program.mesh.local_mesh.size, signal, np.float32), 0, program.mesh)
         fetched = time.perf_counter()
-        program.advance.compile(standing.state, batch)
+        program.advance.compile(standing.state, batch, signals)
         compiled = time.perf_counter()
-        state, metrics = program.advance(standing.state, batch)
-        stats = jax.tree.map(np.asarray, step.one(gp.stats(state.opt_state)))
+        state, metrics = program.advance(standing.state, batch, signals)
+        stats = jax.tree.map(np.asarray, one(gp.stats(state.opt_state)))
         loss = float(metrics.loss)
         now = standing.done + 1
         if not np.isfinite(loss):
@@ -155,7 +164,7 @@ class Session:
             "memory_norm": float(metrics.memory_norm),
             "seconds": standing.seconds,
         }
-        return standing, line, stats
+        return standing, line, stats, int(metrics.signal)
 
     def _evaluate(self, standing: Standing, line: dict[str, Any]) -> tuple[Standing, dict[str, Any]]:
         """Score, and count what averaging the batch statistics for it costs."""
@@ -206,7 +215,7 @@ class Trace:
 
 
 def batches(config: Config, split: data.Split, start: int) -> Generator[dict[str, np.ndarray]]:
-    """Go through the training data from a step on, with leading axes of devices and parts.
+    """Go through this process's share of the training data from a step on, with leading axes of devices and parts.
 
     Args:
       config: settled.
@@ -217,7 +226,16 @@ def batches(config: Config, split: data.Split, start: int) -> Generator[dict[str
       Batches, without end.
     """
     training, augment = config.training, config.task.augment
-    source = data.batches(split, training.batch, training.seed, start, augment=None if augment == "none" else augment)
+    source = data.batches(
+        split,
+        training.batch,
+        training.seed,
+        start,
+        process=hosts.index(),
+        processes=hosts.count(),
+        augment=None if augment == "none" else augment,
+    )
+    here = config.devices // hosts.count()
     with contextlib.closing(source):
         for batch in source:
-            yield {k: v.reshape(config.devices, training.accumulate, -1, *v.shape[1:]) for k, v in batch.items()}
+            yield {k: v.reshape(here, training.accumulate, -1, *v.shape[1:]) for k, v in batch.items()}

@@ -1,4 +1,4 @@
-"""One training step over all devices, under pmap: local gradients in, equal replicas out."""
+"""One training step over the devices of all processes: local gradients in, equal replicas out."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 import gradpart_jax as gp
 from train.network import Network, score
-
-AXIS = "devices"
+from train.placing import AXIS, over_devices
 
 
 class State(NamedTuple):
@@ -33,6 +31,7 @@ class Metrics(NamedTuple):
     loss: jax.Array  # float32[]
     accuracy: jax.Array  # float32[]
     memory_norm: jax.Array  # float32[]: root of the mean square norm
+    signal: jax.Array  # float32[]: of the system, that some process has heard; 0 for none
 
 
 def losses(model: nn.Module, params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -82,52 +81,6 @@ def axes_of(state: State) -> State:
     )
 
 
-def mesh_of(devices: int) -> Mesh:
-    """Put so many devices on a mesh whose axis is the exchange's."""
-    return jax.make_mesh((devices,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
-
-
-def spread_out(state: State, axes: State, devices: int) -> State:
-    """Give one device's fresh state its device axis, where there is one.
-
-    Args:
-      state: of one device.
-      axes: of `axes_of`.
-      devices: their number.
-
-    Returns:
-      State.
-    """
-    return jax.tree.map(
-        lambda x, axis: x if axis is None else jnp.broadcast_to(x, (devices, *x.shape)),
-        state,
-        axes,
-        is_leaf=lambda x: x is None,
-    )
-
-
-def place(tree: Any, axes: Any, mesh: Mesh) -> Any:
-    """Place arrays on the mesh as the step wants them, so that it is traced once.
-
-    Args:
-      tree: arrays.
-      axes: 0 for a device axis, None for a replica; a prefix of the tree.
-      mesh: of `mesh_of`.
-
-    Returns:
-      The arrays, placed.
-    """
-    if axes is None or isinstance(axes, int):
-        axes = jax.tree.map(lambda _: axes, tree)
-
-    def put(axis: int | None, x: Any) -> jax.Array:
-        # A copy of its own: equal leaves of a fresh state may share a buffer, which cannot be donated twice.
-        spec = PartitionSpec() if axis is None else PartitionSpec(AXIS)
-        return jax.device_put(np.array(x), NamedSharding(mesh, spec))
-
-    return jax.tree.map(put, axes, tree, is_leaf=lambda x: x is None)
-
-
 def gradient_of(
     network: Network, state: State, batch: dict[str, jax.Array], key: jax.Array
 ) -> tuple[Any, jax.Array, jax.Array, Any]:
@@ -166,23 +119,32 @@ class Step:
     """A step, compiled when first used, and traced once.
 
     Args:
-      mapped: of pmap.
+      mapped: of `over_devices`.
     """
 
     def __init__(self, mapped: Any) -> None:
         self._mapped = mapped
-        self._compiled: Callable[[State, dict[str, jax.Array]], tuple[State, Metrics]] | None = None
+        self._compiled: Callable[[State, dict[str, jax.Array], jax.Array], tuple[State, Metrics]] | None = None
 
-    def compile(self, state: State, batch: dict[str, jax.Array]) -> None:
+    def compile(self, state: State, batch: dict[str, jax.Array], signals: jax.Array) -> None:
         """Compile for arguments like these, if that was not done yet."""
         if self._compiled is None:
-            self._compiled = self._mapped.lower(state, batch).compile()
+            self._compiled = self._mapped.lower(state, batch, signals).compile()
 
-    def __call__(self, state: State, batch: dict[str, jax.Array]) -> tuple[State, Metrics]:
-        """Advance; the state is donated. The batch has leading axes of devices and parts."""
-        self.compile(state, batch)
+    def __call__(self, state: State, batch: dict[str, jax.Array], signals: jax.Array) -> tuple[State, Metrics]:
+        """Advance; the state is donated.
+
+        Args:
+          state: placed.
+          batch: with leading axes of devices and parts.
+          signals: float32[W]: of the system, that the devices' processes have heard; 0 for none.
+
+        Returns:
+          State and Metrics.
+        """
+        self.compile(state, batch, signals)
         assert self._compiled is not None
-        return self._compiled(state, batch)
+        return self._compiled(state, batch, signals)
 
 
 def make_step(network: Network, tx: optax.GradientTransformation, axes: State, mesh: Mesh) -> Step:
@@ -198,24 +160,20 @@ def make_step(network: Network, tx: optax.GradientTransformation, axes: State, m
       Step.
     """
 
-    def step(state: State, batch: dict[str, jax.Array]) -> tuple[State, Metrics]:
+    def step(state: State, batch: dict[str, jax.Array], signal: jax.Array) -> tuple[State, Metrics]:
         carried, used = jax.random.split(jax.random.wrap_key_data(state.key))
         own = jax.random.fold_in(used, jax.lax.axis_index(AXIS))
         gradient, loss, accuracy, batch_stats = gradient_of(network, state, batch, own)
         updates, opt_state = tx.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         owed = sum((jnp.sum(x * x) for x in _memories(opt_state)), start=jnp.float32(0.0))
-        means = jax.lax.pmean(jnp.stack([loss, accuracy, owed]), AXIS)
+        # Gathered, not summed on the way: in which order a network sums is its own affair
+        each = jax.lax.all_gather(jnp.stack([loss, accuracy, owed, signal]), AXIS)
+        means = jnp.mean(each, axis=0)
         fresh = State(params, opt_state, batch_stats, jax.random.key_data(carried))
-        return fresh, Metrics(means[0], means[1], jnp.sqrt(means[2]))
+        return fresh, Metrics(means[0], means[1], jnp.sqrt(means[2]), jnp.max(each[:, 3]))
 
-    devices = list(mesh.devices.flat)
-    return Step(jax.pmap(step, AXIS, in_axes=(axes, 0), out_axes=(axes, None), devices=devices, donate_argnums=0))
-
-
-def one(tree: Any) -> Any:
-    """Take the first device's part of placed arrays, without gathering from the others."""
-    return jax.tree.map(lambda x: x.addressable_shards[0].data if isinstance(x, jax.Array) else x, tree)
+    return Step(over_devices(step, mesh, (axes, 0, 0), (axes, None), donate=0))
 
 
 def _memories(opt_state: Any) -> list[jax.Array]:
