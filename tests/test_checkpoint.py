@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -159,7 +160,7 @@ def test_where_every_checkpoint_is_damaged_the_run_does_not_start_over_silently(
     for path in (settings.folder / "partition" / "checkpoints").rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
-    with pytest.raises(UsageError, match=r"no checkpoint in .* can be read: start again with --overwrite"):
+    with pytest.raises(UsageError, match=r"no checkpoint in .* can be read .*: start again with --overwrite"):
         loop.run(settings, Console(quiet=True))
 
 
@@ -198,7 +199,7 @@ def test_more_steps_go_on_from_the_end(whole) -> None:
 
 def test_other_parameters_are_refused_by_name(tmp_path) -> None:
     saved = Checkpoints(tmp_path)
-    saved.save(1, {"a": np.ones(3, np.float32)}, {})
+    saved.save(1, {"a": jnp.ones(3)}, {})
     axes = {"a": None}
     with pytest.raises(UsageError, match=r"\['a'\] is float32\[3\] there, float32\[4\] here"):
         saved.restore({"a": np.ones(4, np.float32)}, axes, print)
@@ -216,8 +217,8 @@ def test_a_full_disk_is_said_and_the_last_checkpoint_stays(tmp_path) -> None:
     if made.returncode:
         pytest.skip(f"no small disk can be mounted here: {made.stderr.decode()}")
     try:
-        saved = Checkpoints(tmp_path / "checkpoints")
-        state = {"a": np.random.default_rng(0).normal(size=300_000).astype(np.float32)}
+        saved = Checkpoints(tmp_path)
+        state = {"a": jnp.asarray(np.random.default_rng(0).normal(size=300_000), jnp.float32)}
         saved.save(1, state, {"n": 1})
         with pytest.raises(
             UsageError, match=r"step 2 could not be written .* that of step 1 is intact: free some space"
@@ -235,16 +236,16 @@ def test_a_full_disk_is_said_and_the_last_checkpoint_stays(tmp_path) -> None:
 
 def test_a_storage_that_fails_is_said(tmp_path, monkeypatch) -> None:
     saved = Checkpoints(tmp_path)
-    saved.save(1, {"a": np.ones(3, np.float32)}, {})
+    saved.save(1, {"a": jnp.ones(3)}, {})
 
     def fail(*args, **options):
-        (tmp_path / "2.orbax-checkpoint-tmp").mkdir()
+        (tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp").mkdir()
         raise ValueError("RESOURCE_EXHAUSTED: quota\nand more")
 
     monkeypatch.setattr(saved._manager, "save", fail)
     with pytest.raises(UsageError, match=r"that of step 1 is intact.*\(RESOURCE_EXHAUSTED: quota\)"):
-        saved.save(2, {"a": np.ones(3, np.float32)}, {})
-    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+        saved.save(2, {"a": jnp.ones(3)}, {})
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
     saved.close()
 
 

@@ -33,7 +33,7 @@ class PartHandler(ocp.CheckpointHandler):
     def save(self, directory: epath.Path, args: PartArgs) -> None:
         """Write a part into a fresh folder."""
         with (directory / FILE).open("wb") as file:
-            np.savez(file, **args.arrays)
+            np.savez(file, allow_pickle=False, **args.arrays)
 
     def restore(self, directory: epath.Path | Path, args: ocp.args.CheckpointArgs | None = None) -> dict[str, Any]:
         """Read a part; damage raises, for the file holds a checksum of each array."""
@@ -41,12 +41,12 @@ class PartHandler(ocp.CheckpointHandler):
             return dict(arrays)
 
 
-@ocp.args.register_with_handler(PartHandler, for_save=True)
+@ocp.args.register_with_handler(PartHandler, for_save=True, for_restore=True)
 @dataclasses.dataclass
 class PartArgs(ocp.args.CheckpointArgs):
     """Arrays by name."""
 
-    arrays: dict[str, np.ndarray]
+    arrays: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class Found(NamedTuple):

@@ -1,0 +1,202 @@
+"""Several processes: the same bits as one, and what becomes of kills, absence, and hosts that differ."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+from rich.console import Console
+
+from train import agree, check, checkpoint, config, launch, loop, placing
+from train.errors import DivergedError
+from train.log import read
+
+ROOT = Path(__file__).parents[1]
+FEW = ["--model", "mlp", "--batch", "32", "--no-dense-reference", "--no-phases", "--devices", "4"]
+STEPS = ["--steps", "12", "--eval-every", "6", "--checkpoint-every", "3"]
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+def start(module: str, *given: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-u", "-m", module, *given],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+
+
+def finish(process: subprocess.Popen, seconds: float = 240.0) -> str:
+    try:
+        return process.communicate(timeout=seconds)[0]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        pytest.fail(f"no end within {seconds} s:\n{process.communicate()[0]}")
+
+
+def child(parent: int, number: int) -> int:
+    """The process id of one of the launcher's processes."""
+    for path in Path("/proc").iterdir():
+        if path.name.isdecimal():
+            try:
+                words = (path / "cmdline").read_text().split("\0")
+                above = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            except (OSError, ValueError, IndexError):
+                continue
+            if above == parent and words[words.index("--process") + 1 :][:1] == [str(number)]:
+                return int(path.name)
+    pytest.fail(f"process {number} does not run")
+
+
+def metrics(folder: Path) -> list[dict]:
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in read(folder / "metrics.jsonl")]
+
+
+def parts(folder: Path, step: int) -> dict[str, np.ndarray]:
+    """The arrays of a checkpoint, its parts put together."""
+    found = [
+        checkpoint.PartHandler().restore(path / str(step) / checkpoint.ITEM)
+        for path in sorted(folder.glob(f"{checkpoint.FOLDER}*"))
+    ]
+    for one in found:
+        del one[checkpoint.FACTS]
+    whole = {}
+    for key, x in found[0].items():
+        own = [one[key] for one in found]
+        same = all(np.array_equal(x, y, equal_nan=True) for y in own)
+        whole[key] = x if same or x.ndim < 2 else np.concatenate(own)
+    return whole
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="processes are found by Linux's /proc")
+def test_two_processes_whose_worker_and_leader_are_killed_end_with_the_bits_of_one(tmp_path, data_dir) -> None:
+    options = [*FEW, *STEPS, "--workdir", str(tmp_path), "--data-dir", str(data_dir)]
+    launched = start("train.launch", "--processes", "2", "--", *options, "--name", "two")
+    settings = config.make(
+        model="mlp", batch=32, steps=12, eval_every=6, checkpoint_every=3, dense_reference=False, phases=False,
+        workdir=tmp_path, data_dir=data_dir, name="one", devices=4,
+    )  # fmt: skip
+    check.check(settings)
+    loop.run(settings, Console(quiet=True))
+    written = tmp_path / "two" / "partition" / "metrics.jsonl"
+    last = time.monotonic() + 200
+    for victim, lines in ((1, 4), (0, 8)):
+        while not written.exists() or written.read_text().count("\n") < lines:
+            assert launched.poll() is None and time.monotonic() < last, finish(launched, 1)
+            time.sleep(0.002)
+        os.kill(child(launched.pid, victim), signal.SIGKILL)
+    said = finish(launched)
+    assert launched.returncode == 0, said
+    assert said.count("launch: a process was lost") == 2, said
+    assert "[0] resumed at step" in said
+    one, two = tmp_path / "one" / "partition", tmp_path / "two" / "partition"
+    assert metrics(two) == metrics(one)
+    expected, found = parts(one, 12), parts(two, 12)
+    assert expected.keys() == found.keys()
+    for key, x in expected.items():
+        np.testing.assert_array_equal(found[key], x)
+        assert found[key].shape == x.shape or x.ndim < 2
+    assert (tmp_path / "two" / "report.html").exists()
+
+
+def test_absent_and_differing_processes_end_in_one_clear_line_each(tmp_path, data_dir) -> None:
+    options = [*FEW, "--workdir", str(tmp_path), "--data-dir", str(data_dir), "--processes", "2"]
+    port = launch._free_port()
+    here, nowhere = f"127.0.0.1:{port}", f"127.0.0.1:{launch._free_port()}"
+    clip = (
+        start("train.main", *options, "--coordinator", here, "--process", "0", "--clip", "1"),
+        start("train.main", *options, "--coordinator", here, "--process", "1", "--clip", "2"),
+    )
+    alone = start("train.main", *options, "--coordinator", nowhere, "--process", "1", "--timeout", "3")
+    waits = start(
+        "train.main", *options, "--coordinator", f"127.0.0.1:{launch._free_port()}", "--process", "0", "--timeout", "3"
+    )
+    for process in clip:
+        said = finish(process)
+        assert process.returncode == 2, said
+        assert "the hosts differ, and none trains: --clip is 1.0 on process 0" in said
+        assert "2.0 on process 1" in said
+    said = finish(alone)
+    assert alone.returncode == 3, said
+    assert f"error: nobody answers at --coordinator {nowhere} after 3 s" in said
+    said = finish(waits)
+    assert waits.returncode == 3, said
+    assert "error: the other 1 processes have not all come within 3 s" in said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--coordinator", "127.0.0.1:7000"], "--coordinator needs --processes beside it"),
+        (["--coordinator", "here", "--processes", "2", "--process", "0"], "--coordinator here is no HOST:PORT"),
+        (["--coordinator", "a.invalid:7", "--processes", "2", "--process", "1"], "no host has the name a.invalid"),
+        (
+            ["--coordinator", "1.1.1.1:7", "--processes", "2", "--process", "2"],
+            "--process 2 is out of range: give 0 to 1",
+        ),
+        (["--coordinator", "192.0.2.1:7", "--processes", "2", "--process", "0"], "process 0 cannot listen there"),
+        (["--timeout", "0"], "--timeout 0 is out of range"),
+    ],
+)
+def test_mistakes_of_hosts_are_one_line(given, words, tmp_path, capsys) -> None:
+    from train import main
+
+    assert main.main([*given, "--workdir", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert words in error
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--processes", "0", "--"], "--processes 0 is out of range"),
+        (["--process", "1", "--"], "--coordinator and --process go together"),
+        (["--", "--process", "1"], "give it before --"),
+        (["--", "--config", "/no/such"], "--config /no/such cannot be read"),
+    ],
+)
+def test_mistakes_of_a_launch_are_said_before_anything_starts(given, words, capsys) -> None:
+    assert launch.main(given) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_replica_that_differs_is_named_with_its_step() -> None:
+    mesh = placing.mesh_of(4)
+    sharding = NamedSharding(mesh, PartitionSpec())
+    values = [np.ones(3, np.float32) for _ in range(4)]
+
+    def made() -> jax.Array:
+        shards = [jax.device_put(x, d) for x, d in zip(values, mesh.devices.flat, strict=True)]
+        return jax.make_array_from_single_device_arrays((3,), sharding, shards)
+
+    agree.check_replicas(7, {"x": made()}, {"x": None})
+    values[2] = np.float32([1, 1, np.nextafter(np.float32(1), np.float32(2))])
+    with pytest.raises(DivergedError, match=re.escape("differ after step 7: device 2 of process 0")):
+        agree.check_replicas(7, {"x": made()}, {"x": None})
+
+
+def test_rows_of_devices_go_onto_the_mesh_and_come_back() -> None:
+    mesh = placing.mesh_of(4)
+    tree = {"mine": np.arange(8.0, dtype=np.float32).reshape(4, 2), "all": np.ones(3, np.float32)}
+    axes = {"mine": 0, "all": None}
+    placed = placing.place(placing.own(tree, axes, mesh), axes, mesh)
+    back = placing.rows(placed)
+    for key, x in tree.items():
+        np.testing.assert_array_equal(back[key], x)
+    np.testing.assert_array_equal(placing.one(placed)["mine"], tree["mine"][:1])

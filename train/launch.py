@@ -1,0 +1,196 @@
+"""`python -m train.launch --processes N -- OPTIONS`: several processes of train.main, kept going."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from types import FrameType
+from typing import IO
+
+from train import main as program
+from train import options
+from train.errors import BROKEN, USAGE, UsageError, status_of
+
+PROG = "train.launch"
+GRACE = 15.0  # seconds that processes have to end by themselves, once one has
+PAUSE = 1.0  # seconds before a restart, doubled each time
+NOISE = ("[Gloo] Rank ",)  # what gloo says of every connection
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """Start processes of train.main, whose options follow after --, and see them through to the end.
+
+    When one dies, all are ended, and started again from the newest checkpoint. Their lines are shown with their number
+    before them. Ctrl-C and SIGTERM reach all of them; a second one ends them at once.
+    """
+
+    processes: int = 2
+    """Number of processes: on this machine, or, with --coordinator, on all hosts together."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, to start one process of several hosts; None starts all of them on this machine."""
+    process: int | None = None
+    """With --coordinator: number of the process to start here."""
+    restarts: int = 3
+    """How often to start again after a process was lost."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program.
+
+    Args:
+      arguments: of the command line; None takes the process's own.
+
+    Returns:
+      The exit status: 0 where all ended well, else that of the process that failed first, 128 and its signal's number
+      where it was killed.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    cut = given.index("--") if "--" in given else len(given)
+    own, rest = given[:cut], given[cut + 1 :]
+    result = [0]
+
+    def work() -> None:
+        launch = options.parse(own, f"python -m {PROG}", Launch, Launch())
+        _check(launch, rest)
+        result[0] = Group(launch, rest).run()
+
+    return status_of(work) or result[0]
+
+
+class Group:
+    """The processes that are to be seen through.
+
+    Args:
+      launch: of the command line.
+      given: options of train.main.
+    """
+
+    def __init__(self, launch: Launch, given: Sequence[str]) -> None:
+        self._launch, self._given = launch, list(given)
+        self._running: dict[int, subprocess.Popen[str]] = {}
+        self._signal = 0
+
+    def run(self) -> int:
+        """Start, watch, and start again, until all have ended well, or for good.
+
+        Returns:
+          The exit status.
+        """
+        before = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            for start in range(self._launch.restarts + 1):
+                status = self._once()
+                if status in (0, BROKEN, USAGE) or self._signal or start == self._launch.restarts:
+                    return status
+                _say(f"a process was lost (status {status}): restart {start + 1} of {self._launch.restarts}")
+                self._sleep(PAUSE * 2**start)
+                if self._signal:
+                    return status
+                self._given = _going_on(self._given)
+            return status
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _once(self) -> int:
+        launch = self._launch
+        address = launch.coordinator or f"127.0.0.1:{_free_port()}"
+        numbers = range(launch.processes) if launch.process is None else [launch.process]
+        readers = []
+        for number in numbers:
+            named = ["--coordinator", address, "--processes", str(launch.processes), "--process", str(number)]
+            child = subprocess.Popen(
+                [sys.executable, "-u", "-m", program.PROG, *self._given, *named],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                start_new_session=True,  # Ctrl-C in a terminal is to come by way of this program, and once
+            )
+            assert child.stdout is not None
+            self._running[number] = child
+            readers.append(threading.Thread(target=_relay, args=(child.stdout, number), daemon=True))
+            readers[-1].start()
+        try:
+            return self._watch()
+        finally:
+            for child in self._running.values():
+                if child.poll() is None:
+                    child.kill()
+                child.wait()
+            for reader in readers:
+                reader.join(GRACE)
+            self._running.clear()
+
+    def _watch(self) -> int:
+        """Wait for the end of all; once one has failed, the others have GRACE seconds to see it themselves."""
+        first, last = 0, float("inf")
+        while True:
+            ended = {number: child.poll() for number, child in self._running.items()}
+            for number, status in ended.items():
+                if status and not first:
+                    first, last = (status if status > 0 else 128 - status), time.monotonic() + GRACE
+                    _say(f"process {number} ended with status {first}")
+            if all(status is not None for status in ended.values()) or time.monotonic() > last:
+                return first
+            time.sleep(0.05)
+
+    def _sleep(self, seconds: float) -> None:
+        last = time.monotonic() + seconds
+        while time.monotonic() < last and not self._signal:
+            time.sleep(0.05)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        self._signal = number
+        for child in self._running.values():
+            if child.poll() is None:
+                child.send_signal(number)
+
+
+def _check(launch: Launch, given: Sequence[str]) -> None:
+    if not 1 <= launch.processes <= 1024:
+        raise UsageError(f"--processes {launch.processes} is out of range: give 1 to 1024")
+    if launch.restarts < 0:
+        raise UsageError(f"--restarts {launch.restarts} is out of range: give 0 or more")
+    if (launch.coordinator is None) != (launch.process is None):
+        raise UsageError("--coordinator and --process go together: give both, or neither to start all on this machine")
+    for option in ("--coordinator", "--processes", "--process"):
+        if any(argument.partition("=")[0] == option for argument in given):
+            raise UsageError(f"{option} is given to the processes by this program: give it before --")
+    # Mistakes, and --help, are better said once than by every process
+    program.parse(given)
+
+
+def _going_on(given: Sequence[str]) -> list[str]:
+    """Turn the options of a start into those that go on from the newest checkpoint, if there is a run folder yet."""
+    kept = [argument for argument in given if argument not in ("--overwrite", "--resume")]
+    folder = program.parse(kept).folder
+    return [*kept, "--resume"] if (folder / "config.json").exists() else kept
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _relay(lines: IO[str], number: int) -> None:
+    for line in lines:
+        if not line.startswith(NOISE):
+            sys.stdout.write(f"[{number}] {line}")
+            sys.stdout.flush()
+
+
+def _say(text: str) -> None:
+    print(f"launch: {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
