@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from train.bench import compress, forecast, inputs, rivals, wire
+from train.bench import compress, forecast, inputs, network, rivals, wire
 from train.errors import status_of
 
 Choice = (
@@ -18,6 +18,7 @@ Choice = (
     | Annotated[wire.Args, tyro.conf.subcommand("wire")]
     | Annotated[rivals.Args, tyro.conf.subcommand("rivals")]
     | Annotated[inputs.Args, tyro.conf.subcommand("inputs")]
+    | Annotated[network.Args, tyro.conf.subcommand("network")]
 )
 
 
@@ -42,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rivals.main(chosen)
         elif isinstance(chosen, inputs.Args):
             inputs.main(chosen)
+        elif isinstance(chosen, network.Args):
+            network.main(chosen)
         else:
             wire.main(chosen)
 
