@@ -6,7 +6,11 @@ from gradpart_jax.compressors import STATIC_ARGS as STATIC_ARGS
 from gradpart_jax.compressors import dense_mean as dense_mean
 from gradpart_jax.compressors import inspect as inspect
 from gradpart_jax.compressors import partition_compress as partition_compress
+from gradpart_jax.costs import Calibration as Calibration
 from gradpart_jax.families import FAMILIES as FAMILIES
+from gradpart_jax.placement import state_specs as state_specs
+from gradpart_jax.planner import StepPlan as StepPlan
+from gradpart_jax.planner import plan as plan
 from gradpart_jax.regions import ENTROPY_RULES as ENTROPY_RULES
 from gradpart_jax.scheme import Scheme as Scheme
 from gradpart_jax.segments import segment_names as segment_names

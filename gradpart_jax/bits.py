@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from gradpart_jax.stored import stored
+from gradpart_jax.varying import alike
 
 WORD = 32
 BLOCK = 8  # words between two ranks that `select` stores
@@ -137,7 +138,7 @@ def keep(words: jax.Array, capacity: int | jax.Array, turn: jax.Array) -> jax.Ar
     """
     if words.shape[0] == 0:
         return words
-    count = jnp.sum(popcount(words))
+    count, turn = jnp.sum(popcount(words)), alike(turn, words)
 
     def drop(words: jax.Array) -> jax.Array:
         before = prefix(words)
@@ -183,7 +184,7 @@ def thin(words: jax.Array, capacity: int, turn: jax.Array) -> jax.Array:
     Returns:
       uint32[w].
     """
-    count = jnp.sum(popcount(words))
+    count, turn = jnp.sum(popcount(words)), alike(turn, words)
 
     def sample(words: jax.Array) -> jax.Array:
         rate = jnp.maximum(0.9 * capacity / count.astype(jnp.float32) * 2.0**THINNINGS, 1.0).astype(jnp.uint32)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from gradpart_jax.bits import WORD, scramble
+from gradpart_jax.varying import alike, axes_of
 
 LARGEST_LOT = 2**31 - 2
 
@@ -63,11 +64,11 @@ def overwritten(vector: jax.Array, after: jax.Array) -> jax.Array:
       after: float32[m], any.
 
     Returns:
-      float32[n], zeros.
+      float32[n], zeros; under `shard_map(check_vma=True)` fresh ones, of a type that varies over no axis.
     """
     # True, but known to no compiler: it has to wait for `after`, and to go by `vector`.
-    if not after.size:
-        return jnp.zeros_like(vector)
+    if not after.size or axes_of(vector):
+        return jnp.zeros(vector.shape, vector.dtype)
     done = jnp.max(jax.lax.bitcast_convert_type(after[:WORD], jnp.uint32)) | 1 > 0
     return jax.lax.fori_loop(0, done.astype(jnp.int32), lambda _, x: jnp.zeros_like(x), vector)
 
@@ -181,7 +182,7 @@ def _cut(
         return low, high, jnp.min(jnp.where(enough, found, count))
 
     zero = jnp.int32(0)
-    start = (zero, jnp.maximum(most, 0) + 1, jnp.sum(reach(zero).astype(jnp.int32)) if count is None else count)
+    start = alike((zero, jnp.maximum(most, 0) + 1, jnp.sum(reach(zero).astype(jnp.int32)) if count is None else count))
     low, _, count = jax.lax.while_loop(unsettled, narrow, start)
     return low, count
 

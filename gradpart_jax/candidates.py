@@ -15,6 +15,7 @@ from gradpart_jax.outlook import Outlook
 from gradpart_jax.segments import Layout, Segmented, segment_of, spread
 from gradpart_jax.shares import deal_words, share_of, share_size
 from gradpart_jax.stored import stored
+from gradpart_jax.varying import alike
 
 PASSES = 6  # over the vector at most, where forecast and sample were far off
 STRIDE = 0.9  # factor on the thresholds from one such pass to the next, at the most
@@ -122,7 +123,7 @@ def _read(vector: jax.Array, positions: jax.Array, crowded: jax.Array, roomy: bo
     values = stored(gather(vector, positions))
     finite = jnp.all(jnp.isfinite(values))
     if not roomy:
-        finite &= jax.lax.cond(crowded, lambda v: jnp.all(jnp.isfinite(v)), lambda _: jnp.bool_(True), vector)
+        finite &= jax.lax.cond(crowded, lambda v: jnp.all(jnp.isfinite(v)), lambda v: alike(jnp.bool_(True), v), vector)
     return stored(jnp.nan_to_num(values)), finite
 
 
@@ -177,13 +178,8 @@ def _mark(
     if room >= layout.total:  # there is room for all that is not zero
         return *mark(zero), proposed
     factor = rank_score(score, jnp.ones(score.shape, bool), jnp.int32(max(1, round(aim / stride))))
-    start: tuple[jax.Array, ...] = (
-        *mark(factor),
-        factor,
-        jnp.minimum(outlook.retreat, STRIDE),
-        zero,
-        one * jnp.inf,
-        jnp.int32(1),
+    start: tuple[jax.Array, ...] = alike(
+        (*mark(factor), factor, jnp.minimum(outlook.retreat, STRIDE), zero, one * jnp.inf, jnp.int32(1))
     )
 
     def find(search: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:

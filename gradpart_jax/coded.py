@@ -13,6 +13,7 @@ from gradpart_jax.accounting import WORD_BITS, gathered
 from gradpart_jax.exchange import AxisName, axis_size, gather
 from gradpart_jax.scheme import Reduced, Settle, dense_report
 from gradpart_jax.segments import Layout
+from gradpart_jax.varying import alike
 
 HALF = 16
 
@@ -87,7 +88,7 @@ def exchange_coded(
         codes = bits.unpack(words[: form.code_words], form.elements, form.width)
         return total + decode(codes, jnp.where(everywhere, _scales(words, form), 0.0)), None
 
-    total, _ = jax.lax.scan(receive, jnp.zeros_like(vector), payloads)
+    total, _ = jax.lax.scan(receive, alike(jnp.zeros(vector.shape), payloads), payloads)
     devices = axis_size(axis_name)
     return Reduced(
         mean=total / devices,

@@ -11,6 +11,8 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from gradpart_jax.varying import axes_of, vary
+
 AxisName: TypeAlias = Hashable | tuple[Hashable, ...] | None
 
 
@@ -39,7 +41,13 @@ def gather(payload: jax.Array, axis_name: AxisName) -> jax.Array:
     Returns:
       [W, ...].
     """
-    return payload[None] if axis_name is None else jax.lax.all_gather(payload, axis_name)
+    if axis_name is None:
+        return payload[None]
+    axes = frozenset(axis_name if isinstance(axis_name, tuple) else (axis_name,))
+    if not axes & axes_of(payload):
+        return jax.lax.all_gather(payload, axis_name)
+    # Under check_vma=True: all devices get the same, and so does the type say.
+    return jax.lax.all_gather(vary(payload, axes), axis_name, to="invarying")
 
 
 def mean(values: Any, axis_name: AxisName) -> Any:

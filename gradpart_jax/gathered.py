@@ -22,6 +22,7 @@ from gradpart_jax.scheme import Reduced, Settle
 from gradpart_jax.segments import Layout, count_by_segment
 from gradpart_jax.selection import Chosen, choose, decode, encode, report_of
 from gradpart_jax.sizes import Plan
+from gradpart_jax.varying import alike
 
 
 def step(
@@ -76,7 +77,7 @@ def step(
         return (total, counts), None
 
     memory = settle(Sent(jnp.bool_(False), (own.key, own.sparse)), everywhere)
-    start = (overwritten(vector, memory.residual), jnp.zeros(layout.segments, jnp.int32))
+    start = alike((overwritten(vector, memory.residual), jnp.zeros(layout.segments, jnp.int32)), payloads)
     (total, counts), _ = jax.lax.scan(receive, start, payloads)
     devices = payloads.shape[0]
     report, outcome = report_of(headers, outlook, counts.astype(jnp.float32) / devices, plan.entries)

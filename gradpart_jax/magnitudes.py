@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from gradpart_jax.bits import WORD, bitmask, keep, lowest, popcount, prefix, select
 from gradpart_jax.buffers import Buffer, compact, gather
 from gradpart_jax.segments import Layout, segment_of, spread
+from gradpart_jax.varying import alike
 
 INFINITE = 0x7F800000  # bit pattern of infinity, above that of every finite magnitude
 
@@ -133,7 +134,7 @@ def _cut(pattern: jax.Array, ranks: jax.Array, layout: Layout) -> jax.Array:
         enough = per_segment(reached, layout) >= ranks
         return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
 
-    start = (jnp.zeros_like(ranks), jnp.full_like(ranks, INFINITE + 1))
+    start = alike((jnp.zeros_like(ranks), jnp.full_like(ranks, INFINITE + 1)), pattern)
     return jax.lax.fori_loop(0, math.ceil(math.log2(INFINITE + 1)), halve, start)[0]
 
 

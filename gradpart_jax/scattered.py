@@ -26,6 +26,7 @@ from gradpart_jax.segments import Layout, count_by_segment
 from gradpart_jax.selection import choose, decode, encode, report_of, trim
 from gradpart_jax.shares import share_of
 from gradpart_jax.sizes import Plan
+from gradpart_jax.varying import alike
 
 
 def step(
@@ -106,7 +107,7 @@ def step(
             counts += count_by_segment(buffer.indices, share)
         return (total, counts), None
 
-    start = (overwritten(vector, memory.residual), jnp.zeros(layout.segments, jnp.int32))
+    start = alike((overwritten(vector, memory.residual), jnp.zeros(layout.segments, jnp.int32)), payloads)
     (mean, counts), _ = jax.lax.scan(receive, start, (owners, payloads))
     report, outcome = report_of(headers, outlook, counts.astype(jnp.float32), plan.entries, parts=devices)
     wire = accounting.add(accounting.dealt(devices * shape.bits, devices), accounting.gathered(shape.bits, devices))

@@ -23,6 +23,7 @@ from gradpart_jax.exchange import AxisName, axis_size, gather, mean
 from gradpart_jax.feedback import Sent
 from gradpart_jax.scheme import Reduced, Report, Settle
 from gradpart_jax.segments import Layout, count_by_segment, segment_of
+from gradpart_jax.varying import alike
 
 HEADER_WORDS = 2
 
@@ -164,7 +165,7 @@ def share(
         return (total, counts + count_by_segment(indices, layout), least), None
 
     nothing = jnp.zeros(layout.segments, jnp.float32)
-    start = (overwritten(vector, memory.residual), nothing.astype(jnp.int32), nothing)
+    start = alike((overwritten(vector, memory.residual), nothing.astype(jnp.int32), nothing), payloads)
     (total, counts, least), _ = jax.lax.scan(receive, start, payloads)
     devices = payloads.shape[0]
     realised = counts.astype(jnp.float32) / devices

@@ -80,7 +80,9 @@ def compress(
     Chain it after clipping of the local gradient and before the optimizer. Pass *local* gradients: under
     `jax.shard_map(check_vma=True)` gradients with respect to unvarying parameters arrive already summed, and
     compressing them is wrong and saves nothing; cure it with `jax.lax.pcast(params, axis, to="varying")` before
-    `jax.grad`, or with check_vma=False.
+    `jax.grad` (over the inner axis too), or with check_vma=False. Under either, `gp.state_specs` gives the state's
+    in_specs and out_specs. Parameters sharded over the chips of a host (FSDP), which are gathered for computing and
+    whose gradients are scattered with `psum_scatter`, have that axis as their model axis.
 
     Args:
       scheme: what is sent and how, such as `gp.baselines.dense()`.

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "gradpart_jax"
 
 # Each room stands on rooms of the floors below its own, never beside or above, but for the pairs named here.
 FLOORS = (
-    {"stored", "checks"},
+    {"stored", "checks", "varying", "costs"},
     {"_version", "families", "bits", "segments", "replicated"},
     {"buffers", "codecs", "exchange", "summaries", "reductions", "matrices", "shares"},
     {"feedback", "accounting", "regions", "predictor", "payload", "magnitudes", "moments", "levels"},
@@ -21,7 +21,7 @@ FLOORS = (
     {"gathered", "scattered", "led"},
     {"baselines.*"},
     {"gradpart", "transform", "baselines"},
-    {"compressors"},
+    {"compressors", "placement", "planner"},
     {"__init__"},
 )
 OUTSIDE = {"jax", "flax", "optax", "chex", "numpy"}

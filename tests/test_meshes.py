@@ -6,6 +6,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
@@ -181,3 +182,135 @@ def test_shards_share_statistics_that_are_one_number_and_nothing_else(sharded) -
 def test_an_axis_serves_once(axes) -> None:
     with pytest.raises(ValueError, match=re.escape("give each axis of the mesh to one of them")):
         gp.partition_compress(**axes)
+
+
+# Recipes: a whole training step under shard_map, its state where gp.state_specs says
+
+X = jax.random.normal(jax.random.key(0), (8, 32))
+Y = jnp.sin(X[:, :4])
+WEIGHTS = {"w": jax.random.normal(jax.random.key(1), (32, 4)) / 6}
+cheap = functools.partial(gp.compress, gp.baselines.topk(0.2))
+
+
+def squared(params, x, y):
+    return jnp.mean((x @ params["w"] - y) ** 2)
+
+
+def mesh_of(*names: str):
+    sizes = (4,) if len(names) == 1 else (2, 2)
+    return jax.make_mesh(sizes, names, axis_types=(AxisType.Auto,) * len(names))
+
+
+def by_data(tx, *, check_vma: bool, cured: bool = True):
+    """One mesh axis, parameters replicated."""
+    mesh = mesh_of("data")
+    specs = gp.state_specs(jax.eval_shape(tx.init, WEIGHTS), "data")
+    mapped = functools.partial(jax.shard_map, mesh=mesh, check_vma=check_vma)
+
+    def step(params, state, x, y):
+        local = jax.lax.pcast(params, "data", to="varying") if check_vma and cured else params
+        updates, state = tx.update(jax.grad(squared)(local, x, y), state)
+        return jax.tree.map(lambda p, u: p - 0.1 * u, params, updates), state
+
+    init = jax.jit(jax.shard_map(tx.init, mesh=mesh, in_specs=P(), out_specs=specs, check_vma=False))
+    return init, jax.jit(mapped(step, in_specs=(P(), specs, P("data"), P("data")), out_specs=(P(), specs)))
+
+
+def run(tx, steps: int = 3, **options):
+    init, step = by_data(tx, **options)
+    params, state = WEIGHTS, init(WEIGHTS)
+    for _ in range(steps):
+        params, state = step(params, state, X, Y)
+    return params, state
+
+
+@pytest.mark.parametrize("exchange", ["all_gather", "reduce_scatter"])
+def test_a_checked_step_is_traced_and_its_outputs_are_known_to_be_replicas(exchange: str) -> None:
+    """Under check_vma=True the types prove what `state_axes` says, for every kind of collective."""
+    tx = gp.partition_compress("data", bits_per_element=8.0, exchange=exchange, devices=4)
+    _, step = by_data(tx, check_vma=True)
+    specs = gp.state_specs(jax.eval_shape(tx.init, WEIGHTS), "data")
+    state = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct((4 * x.shape[0], *x.shape[1:]) if s == P("data") else x.shape, x.dtype),
+        jax.eval_shape(tx.init, WEIGHTS),
+        specs,
+        is_leaf=lambda x: isinstance(x, P),
+    )
+    params, _ = jax.eval_shape(step, WEIGHTS, state, X, Y)
+    assert params["w"].shape == (32, 4)
+
+
+def test_checked_and_unchecked_steps_are_the_same_bits() -> None:
+    checked, unchecked = (run(cheap("data"), check_vma=check) for check in (True, False))
+    assert_equal(checked, unchecked)
+    for leaf in jax.tree.leaves(checked[0]):
+        assert all((shard.data == leaf.addressable_shards[0].data).all() for shard in leaf.addressable_shards)
+
+
+def test_gradients_that_arrive_summed_are_wrong_and_pcast_cures_them() -> None:
+    """Without pcast each device compresses the sum over devices: the mean is four times the gradient."""
+    mean = jax.grad(squared)(WEIGHTS, X, Y)["w"]
+    everything = functools.partial(gp.compress, gp.baselines.dense(), "data")
+    for cured, factor in ((True, 1.0), (False, 4.0)):
+        params, _ = run(everything(), steps=1, check_vma=True, cured=cured)
+        np.testing.assert_allclose((WEIGHTS["w"] - params["w"]) / 0.1, factor * mean, rtol=2e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_a_model_axis_exchanges_over_the_data_axis_alone(check_vma: bool) -> None:
+    """Columns of the weights lie along `model`; the compressor sees one shard, moments are sharded like parameters."""
+    mesh = mesh_of("data", "model")
+    tx = optax.chain(cheap("data", model_axis="model"), optax.adam(0.01))
+    sharded = {"w": P(None, "model")}
+    local = jax.eval_shape(lambda w: {"w": w["w"][:, :2]}, WEIGHTS)
+    specs = gp.state_specs(jax.eval_shape(tx.init, local), "data", model_axis="model", param_specs=sharded)
+    assert specs[1][0].mu == sharded
+    mapped = functools.partial(jax.shard_map, mesh=mesh, check_vma=check_vma)
+
+    def step(params, state, x, y):
+        varying = jax.lax.pcast(params, "data", to="varying") if check_vma else params
+        updates, state = tx.update(jax.grad(squared)(varying, x, y), state, params)
+        return optax.apply_updates(params, updates), state
+
+    init = jax.jit(jax.shard_map(tx.init, mesh=mesh, in_specs=(sharded,), out_specs=specs, check_vma=False))
+    train = jax.jit(mapped(step, in_specs=(sharded, specs, P("data"), P("data", "model")), out_specs=(sharded, specs)))
+    params, state = WEIGHTS, init(WEIGHTS)
+    assert gp.stats(state).threshold.shape == (2, 2)  # a row a segment, the two shards' side by side
+    before = squared(params, X, Y)
+    for _ in range(20):
+        params, state = train(params, state, X, Y)
+    assert squared(params, X, Y) < before
+    assert gp.stats(state).dense_link_bits == 32 * 64  # of a shard's 64 weights, over two devices of data
+
+
+def test_sharded_parameters_are_gathered_and_gradients_scattered_inside() -> None:
+    """FSDP: `chips` hold a half of the weights each; hosts exchange each half's gradient, compressed."""
+    mesh = mesh_of("hosts", "chips")
+    tx = optax.chain(cheap("hosts", model_axis="chips"), optax.sgd(0.1))
+    sharded = {"w": P("chips")}
+    local = jax.eval_shape(lambda w: {"w": w["w"][:16]}, WEIGHTS)
+    specs = gp.state_specs(jax.eval_shape(tx.init, local), "hosts", model_axis="chips", param_specs=sharded)
+
+    def step(params, state, x, y):
+        whole = jax.tree.map(lambda w: jax.lax.all_gather(w, "chips", tiled=True), params)
+        gradient = jax.grad(squared)(whole, x, y)
+        mine = jax.tree.map(lambda g: jax.lax.psum_scatter(g, "chips", tiled=True) / 2, gradient)
+        updates, state = tx.update(mine, state, params)
+        return optax.apply_updates(params, updates), state
+
+    mapped = functools.partial(jax.shard_map, mesh=mesh, check_vma=False)
+    rows = P(("hosts", "chips"))
+    train = jax.jit(mapped(step, in_specs=(sharded, specs, rows, rows), out_specs=(sharded, specs)))
+    state = jax.jit(mapped(tx.init, in_specs=(sharded,), out_specs=specs))(WEIGHTS)
+    params, losses = WEIGHTS, []
+    for _ in range(30):
+        losses.append(float(squared(params, X, Y)))
+        params, state = train(params, state, X, Y)
+    assert losses[-1] < 0.7 * losses[0]
+    assert gp.stats(state).dense_link_bits == 32 * 64
+
+
+def test_a_number_of_one_device_cannot_be_laid_along_an_axis() -> None:
+    state = optax.MultiSteps(optax.chain(cheap("data"), optax.sgd(0.1)), 2).init(jnp.float32(1.0))
+    with pytest.raises(ValueError, match="stack the state"):
+        gp.state_specs(state, "data")

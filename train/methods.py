@@ -55,7 +55,7 @@ METHODS: dict[str, Method] = {
     "natural": Method(rival(baselines.natural, error_feedback=False), budgeted=False),
     "int8": Method(rival(baselines.int8), budgeted=False),
 }
-NOT_OPTIONS = {"axis_name", "ratio", "bits_per_element", "static_args", "devices"}
+NOT_OPTIONS = {"axis_name", "inner_axis", "model_axis", "ratio", "bits_per_element", "static_args", "devices"}
 
 
 class Label(NamedTuple):

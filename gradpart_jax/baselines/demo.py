@@ -17,6 +17,7 @@ from gradpart_jax.matrices import matrix, matrix_shape
 from gradpart_jax.reductions import alone
 from gradpart_jax.scheme import Reduced, Report, Scheme, SchemeState, Settle, dense_report
 from gradpart_jax.segments import Layout, loosen
+from gradpart_jax.varying import alike
 
 
 class Tiles(NamedTuple):
@@ -189,7 +190,7 @@ def _average(kept: Kept, finite: jax.Array, tiles: Tiles) -> jax.Array:
         return (total.at[chunk, one.places].add(values), count.at[chunk, one.places].add(1)), None
 
     shape = (tiles.chunks, tiles.height * tiles.width)
-    start = (jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.int32))
+    start = alike((jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.int32)), kept)
     (total, count), _ = jax.lax.scan(receive, start, kept)
     return total / jnp.maximum(count, 1).astype(jnp.float32)
 

@@ -79,7 +79,7 @@ def oktopk(ratio: float = 0.01, *, reuse_threshold: int = 32, reuse_regions: int
 
     def init(layout: Layout) -> SchemeState:
         zero = jnp.float32(0.0)
-        return SchemeState(Common(jnp.int32(0), jnp.zeros(BUCKETS, jnp.int32), zero), zero)
+        return SchemeState(Common(jnp.int32(0), jnp.zeros(BUCKETS, jnp.int32), zero), jnp.zeros(1, jnp.float32))
 
     def reduce(
         vector: jax.Array, state: SchemeState, layout: Layout, axis_name: AxisName, settle: Settle
@@ -90,9 +90,9 @@ def oktopk(ratio: float = 0.01, *, reuse_threshold: int = 32, reuse_regions: int
         search = common.step % reuse_threshold == 0
         finite = jnp.all(jnp.isfinite(vector))
 
-        bound = jax.lax.cond(search, lambda x: _rank(x, count, layout), lambda x: state.local, vector)
+        bound = jax.lax.cond(search, lambda x: _rank(x, count, layout)[None], lambda x: state.local, vector)
         whole = _as_one(layout)
-        words = reaching(vector, bound[None], whole)
+        words = reaching(vector, bound, whole)
         load, wire = _load(words, common, reuse_regions, axis_name)
         chosen = entries(vector, words, min(layout.total, math.ceil(slack * count)), common.step)
         region = _region(chosen.indices, load, layout, devices)
@@ -114,6 +114,7 @@ def oktopk(ratio: float = 0.01, *, reuse_threshold: int = 32, reuse_regions: int
         again = _reselect(summed, jnp.where(search, 0.0, common.threshold), each * devices, each, common.step, layout)
         # Each device's own count is wanted once, and every owner has received it.
         payloads = gather(shape.encode(again, everywhere, jnp.sum(shape.candidates(received))), axis_name)
+        everywhere = jnp.all(shape.finite(payloads))
         found = jax.vmap(shape.decode)(payloads)
         filled = found.indices < layout.total
         scores = jnp.abs(found.values).reshape(-1)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from train.bench import compress, forecast, inputs, network, rivals, wire
+from train.bench import calibrate, compress, exchanges, forecast, inputs, network, rivals, wire
 from train.errors import status_of
 
 Choice = (
@@ -19,6 +19,8 @@ Choice = (
     | Annotated[rivals.Args, tyro.conf.subcommand("rivals")]
     | Annotated[inputs.Args, tyro.conf.subcommand("inputs")]
     | Annotated[network.Args, tyro.conf.subcommand("network")]
+    | Annotated[exchanges.Args, tyro.conf.subcommand("exchanges")]
+    | Annotated[calibrate.Args, tyro.conf.subcommand("calibrate")]
 )
 
 
@@ -45,6 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             inputs.main(chosen)
         elif isinstance(chosen, network.Args):
             network.main(chosen)
+        elif isinstance(chosen, exchanges.Args):
+            exchanges.main(chosen)
+        elif isinstance(chosen, calibrate.Args):
+            calibrate.main(chosen)
         else:
             wire.main(chosen)
 
