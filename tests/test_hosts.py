@@ -145,7 +145,10 @@ def test_absent_and_differing_processes_end_in_one_clear_line_each(tmp_path, dat
     [
         (["--coordinator", "127.0.0.1:7000"], "--coordinator needs --processes beside it"),
         (["--coordinator", "here", "--processes", "2", "--process", "0"], "--coordinator here is no HOST:PORT"),
-        (["--coordinator", "a.invalid:7", "--processes", "2", "--process", "1"], "no host has the name a.invalid"),
+        (
+            ["--coordinator", "a.invalid:7", "--processes", "2", "--process", "1", "--timeout", "1"],
+            "no host has the name a.invalid after 1 s",
+        ),
         (
             ["--coordinator", "1.1.1.1:7", "--processes", "2", "--process", "2"],
             "--process 2 is out of range: give 0 to 1",

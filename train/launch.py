@@ -20,7 +20,7 @@ from train.errors import BROKEN, USAGE, UsageError, status_of
 PROG = "train.launch"
 GRACE = 15.0  # seconds that processes have to end by themselves, once one has
 PAUSE = 1.0  # seconds before a restart, doubled each time
-NOISE = ("[Gloo] Rank ",)  # what gloo says of every connection
+NOISE = ("[Gloo] Rank ", "    @ ", "*** Check failure")  # what gloo says of every connection, and stacks of JAX's own
 
 
 @dataclasses.dataclass(frozen=True)

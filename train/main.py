@@ -95,9 +95,9 @@ def begin(config: Settings) -> Settings:
     """
     import jax
 
-    from train import agree, hosts
+    from train import agree, hosts, joining
 
-    hosts.join(config.hosts)
+    joining.join(config.hosts)
     wanted, processes = config.training.devices, hosts.count()
     if wanted is not None and wanted % processes:
         near = max(1, round(wanted / processes)) * processes
@@ -108,7 +108,7 @@ def begin(config: Settings) -> Settings:
         jax.config.update("jax_num_cpu_devices", max(1, min(here, 1024)))
     config = settle(config, len(jax.devices()) if wanted is None else wanted)
     if processes > 1:
-        hosts.together(hosts.check_name, "the check of names")
+        hosts.together(joining.check_name, "the check of names")
         agree.check(config)
     return config
 
