@@ -18,10 +18,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+import gradpart_jax as gp
+from gradpart_jax.segments import layout_of
+from gradpart_jax.shares import share_of
 from train import check, checkpoint, config, loop
 from train.checkpoint import Checkpoints
 from train.errors import UsageError
 from train.log import Journal, read
+from train.owners import release
 from train.redistribute import share
 
 ROOT = Path(__file__).parents[1]
@@ -291,3 +295,29 @@ def test_the_state_that_is_kept_holds_all_that_a_step_changes(whole) -> None:
     for part in (".params", ".memory.residual", ".weights", ".summary", ".key", ".trace"):
         assert part in names, part
     assert jax.tree.leaves(header["facts"])
+
+
+def test_what_owners_owe_becomes_memory_where_shares_change() -> None:
+    """The sum of memories, and of all devices times the debts, is the same, entry by entry."""
+    tree = {"a": np.zeros((30, 7), np.float32), "b": np.zeros(5, np.float32)}
+    random = np.random.default_rng(0)
+
+    def state(devices: int):
+        fresh = gp.partition_compress("w", ratio=4, exchange="reduce_scatter", devices=devices).init(tree)
+        axes = gp.state_axes(fresh)
+        rows = lambda x, axis: random.normal(size=(devices, *x.shape)).astype(np.float32) if axis == 0 else x  # noqa: E731
+        return jax.tree.map(rows, fresh, axes)
+
+    layout = layout_of(tree)
+    saved, like = state(3), state(4)
+    released = release((saved,), (like,), layout, 0, 3)[0]
+    assert released.scheme.local.shape == (3, *like.scheme.local.shape[1:])
+    assert not released.scheme.local.any()
+    wanted = saved.memory.residual.sum(axis=0, dtype=np.float64)
+    for owner, debt in enumerate(saved.scheme.local):
+        places = np.asarray(share_of(layout, 3, jnp.int32(owner)).restore(jnp.arange(debt.size)))
+        real = places < layout.total
+        wanted[places[real]] += 3 * debt[real]
+    np.testing.assert_allclose(released.memory.residual.sum(axis=0, dtype=np.float64), wanted, rtol=1e-5, atol=1e-6)
+    same = release((saved,), (state(3),), layout, 0, 3)[0]
+    np.testing.assert_array_equal(same.scheme.local, saved.scheme.local)

@@ -22,6 +22,7 @@ from train.errors import UsageError
 from train.placing import rows
 
 KEPT = 2
+OWNED = ".scheme.local"  # a leaf whose length may go by the number of devices: `owners` sees to it
 FACTS = "facts"
 FOLDER, ITEM, FILE = "checkpoints", "default", "part.npz"
 SPARE = 2**20  # bytes that a checkpoint may need beside its arrays
@@ -187,7 +188,7 @@ class Checkpoints:
         if part is None or part.place != own:
             part = self._load(0, step)
         state = _assemble(part, like, axes)
-        total, here = (_devices(tree, axes) for tree in (like, state))
+        total, here = (devices_of(tree, axes) for tree in (like, state))
         if part.place == own and (total is None or here is None or here * own[1] == total):
             # What is empty was not written, and has as many rows as all devices
             state = jax.tree.map(
@@ -260,8 +261,16 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _devices(tree: Any, axes: Any) -> int | None:
-    """Count the rows of leaves with a device axis; None where there are none."""
+def devices_of(tree: Any, axes: Any) -> int | None:
+    """Count the rows of leaves with a device axis.
+
+    Args:
+      tree: arrays.
+      axes: which of its leaves have a device axis: 0 or None.
+
+    Returns:
+      Their number; None where there are no such leaves.
+    """
     marks = jax.tree.leaves(axes, is_leaf=lambda x: x is None)
     sizes = [x.shape[0] for x, axis in zip(jax.tree.leaves(tree), marks, strict=True) if axis == 0 and x.size]
     return sizes[0] if sizes else None
@@ -282,7 +291,8 @@ def _assemble(part: Part, like: Any, axes: Any) -> Any:
         )
     found = []
     for i, (x, name, axis, kept) in enumerate(zip(wanted, names, marks, part.header["sums"], strict=True)):
-        if not x.size:
+        owners = axis == 0 and name.endswith(OWNED)
+        if (str(i) not in part.arrays) if owners else (not x.size):
             found.append(x)
             continue
         array = part.arrays[str(i)]
@@ -291,7 +301,7 @@ def _assemble(part: Part, like: Any, axes: Any) -> Any:
         if zlib.crc32(np.ascontiguousarray(array).data) != kept:
             raise ValueError(f"{name} has another checksum than when it was written")
         own, theirs = ((y.shape if axis is None else y.shape[1:]) for y in (x, array))
-        if own != theirs or x.dtype != array.dtype:
+        if (own != theirs and not owners) or x.dtype != array.dtype:
             raise UsageError(
                 f"--resume: the run was made with other options: {name} is {array.dtype}{list(theirs)} there, "
                 f"{x.dtype}{list(own)} here"

@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
+from gradpart_jax.segments import layout_of
 from train import agree, data, evaluate, folders, hosts, methods, options, phases, report, screen, step
-from train.checkpoint import Checkpoints
+from train.checkpoint import Checkpoints, devices_of
 from train.config import Config, flat
 from train.log import plain, read
+from train.owners import release
 from train.placing import own, place, spread_out
 from train.program import Program, prepare
 from train.redistribute import redistribute
@@ -118,7 +120,7 @@ def train(
         screen.header(console, about, flat(config))
     saved = Checkpoints(folder, replace=config.start.overwrite or config.start.resume)
     with contextlib.closing(saved):
-        standing = _stand(program, saved, spread_out(fresh, program.axes, config.devices), notice)
+        standing = _stand(program, saved, fresh, notice)
         if hosts.leads():
             folders.keep_header(about, folder, standing.done)
         session = Session(config, folder, program, dataset, about, saved, console)
@@ -140,11 +142,15 @@ def train(
 
 def _stand(program: Program, saved: Checkpoints, fresh: step.State, notice: Any) -> Standing:
     mesh, axes = program.mesh, program.axes
-    found = saved.restore(fresh, axes, notice)
+    start = spread_out(fresh, axes, mesh.size)
+    found = saved.restore(start, axes, notice)
     if found is None:
-        return Standing(0, place(own(fresh, axes, mesh), axes, mesh), 0.0, 0.0, 0.0)
+        return Standing(0, place(own(start, axes, mesh), axes, mesh), 0.0, 0.0, 0.0)
     notice(f"resumed at step {found.step}")
     state = found.state
+    rows = devices_of(state, axes) or mesh.size
+    first, before = (0, rows) if found.whole else (rows * hosts.index(), mesh.size)
+    state = state._replace(opt_state=release(state.opt_state, start.opt_state, layout_of(fresh.params), first, before))
     if found.whole:
         state, dealt = redistribute(state, axes, mesh.size)
         state = own(state, axes, mesh)
