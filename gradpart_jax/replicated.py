@@ -42,13 +42,15 @@ def replicated(function: Callable[..., Any]) -> Callable[..., Any]:
     def run(*arguments: Any, **static: Any) -> Any:
         fixed = functools.partial(function, **static)
 
-        def rounded(*arguments: Any) -> Any:
-            traced, shape = jax.make_jaxpr(fixed, return_shape=True)(*arguments)
-            results = _evaluate(traced, *jax.tree.leaves(arguments))
+        # Constants are arguments too: within a conditional vmap maps them over devices as everything else.
+        traced, shape = jax.make_jaxpr(fixed, return_shape=True)(*arguments)
+
+        def rounded(constants: list[jax.Array], *arguments: Any) -> Any:
+            results = _evaluate(ClosedJaxpr(traced.jaxpr, constants), *jax.tree.leaves(arguments))
             return jax.tree.unflatten(jax.tree.structure(shape), results)
 
         # Stored, so that the loops that look these numbers up do not compute them.
-        return jax.tree.map(stored, jax.custom_batching.sequential_vmap(rounded)(*arguments))
+        return jax.tree.map(stored, jax.custom_batching.sequential_vmap(rounded)(list(traced.consts), *arguments))
 
     return run
 

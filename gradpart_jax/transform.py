@@ -194,8 +194,8 @@ def state_axes(opt_state: Any) -> Any:
       opt_state: any pytree.
 
     Returns:
-      The same structure with 0 or None in every leaf's place. The memory of `compress` differs, and the
-      accumulated gradients of `optax.MultiSteps`.
+      The same structure with 0 or None in every leaf's place. The memory of `compress` differs, the accumulated
+      gradients of `optax.MultiSteps`, and what `gp.local` and `gp.local_updates` hold.
 
     >>> import jax.numpy as jnp, gradpart_jax as gp
     >>> state = gp.compress(gp.baselines.dense()).init(jnp.zeros(2))
@@ -204,26 +204,29 @@ def state_axes(opt_state: Any) -> Any:
     """
 
     def mark(node: Any) -> Any:
+        if hasattr(node, "device_axes"):
+            return node.device_axes()
         if isinstance(node, CompressState):
             return node._replace(
-                memory=_fill(node.memory, 0),
-                scheme=SchemeState(*[_fill(part, axis) for part, axis in zip(node.scheme, (None, 0), strict=True)]),
-                stats=_fill(node.stats, None),
-                estimate=_fill(node.estimate, None),
+                memory=fill(node.memory, 0),
+                scheme=SchemeState(*[fill(part, axis) for part, axis in zip(node.scheme, (None, 0), strict=True)]),
+                stats=fill(node.stats, None),
+                estimate=fill(node.estimate, None),
             )
         if isinstance(node, optax.MultiStepsState):
             outer = jax.tree.map(lambda _: None, node._replace(inner_opt_state=(), acc_grads=()))
-            return outer._replace(inner_opt_state=state_axes(node.inner_opt_state), acc_grads=_fill(node.acc_grads, 0))
+            return outer._replace(inner_opt_state=state_axes(node.inner_opt_state), acc_grads=fill(node.acc_grads, 0))
         return None
 
     return jax.tree.map(mark, opt_state, is_leaf=_is_marked)
 
 
 def _is_marked(node: Any) -> bool:
-    return isinstance(node, CompressState | optax.MultiStepsState)
+    return isinstance(node, CompressState | optax.MultiStepsState) or hasattr(node, "device_axes")
 
 
-def _fill(tree: Any, axis: int | None) -> Any:
+def fill(tree: Any, axis: int | None) -> Any:
+    """Give every leaf of a tree the same axis: 0 where it differs per device, None where it does not."""
     return jax.tree.map(lambda _: axis, tree)
 
 

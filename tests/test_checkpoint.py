@@ -201,6 +201,29 @@ def test_more_steps_go_on_from_the_end(whole) -> None:
     assert [line["step"] for line in read(settings.folder / "partition" / "metrics.jsonl")] == list(range(1, 23))
 
 
+def test_local_steps_resume_between_two_exchanges_to_the_same_bits_and_on_other_devices(tmp_path, data_dir) -> None:
+    changes = {"method": "topk:local_steps=3", "optimizer": "adam", "name": "local", "phases": True, "steps": 12}
+    settings = make(tmp_path, data_dir, **changes)
+    summary = loop.run(settings, Console(quiet=True))[0]
+    folder = settings.folder / "topk-local_steps=3"
+    lines = metrics(folder)
+    spent = np.diff([0.0] + [line["payload_bytes"] for line in lines])
+    assert (np.flatnonzero(spent) + 1).tolist() == [3, 6, 9, 12]
+    assert summary["payload_ratio"] == pytest.approx(100, rel=0.05)
+    assert json.loads((folder / "phases.json").read_text())["optimizer"] > 0
+    for name, devices in (("again", 4), ("fewer", 2)):
+        other = config.change(settings, name=name, resume=True, devices=devices)
+        shutil.copytree(settings.folder, other.folder)
+        copied = other.folder / folder.name
+        (copied / "summary.json").unlink()
+        shutil.rmtree(copied / "checkpoints" / "12")
+        loop.run(other, Console(quiet=True))
+        if devices == 4:
+            assert arrays(copied) == arrays(folder)
+            assert metrics(copied) == lines
+        assert read(copied / "metrics.jsonl")[-1]["step"] == 12
+
+
 def test_other_parameters_are_refused_by_name(tmp_path) -> None:
     saved = Checkpoints(tmp_path)
     saved.save(1, {"a": jnp.ones(3)}, {})

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from train import check, compare, config, loop, methods
 from train.errors import UsageError
+from train.studies import STUDIES
 
 FEW = {"model": "mlp", "steps": 20, "batch": 32, "eval_every": 10, "devices": 4, "phases": False}
 
@@ -43,7 +44,10 @@ def test_a_budget_is_of_link_bits(tmp_path) -> None:
         (["--methods", ""], "--methods is empty"),
         (["--budgets", "30,many"], "--budgets 'many' is no number"),
         (["--budgets", "0.1"], "--budgets 0.1 is out of range"),
-        (["--budgets", "90000"], "asks of partition a payload ratio of 180000 on 4 devices"),
+        (
+            ["--budgets", "90000", "--exchange", "all_gather"],
+            "asks of partition a payload ratio of 180000 on 4 devices",
+        ),
         (["--seeds", "0"], "--seeds 0 is out of range"),
         (["--devices", "1"], "--devices 1 has no link to compare on"),
         (["--ratio", "50"], "--ratio has no meaning in a comparison: give --budgets"),
@@ -55,6 +59,16 @@ def test_mistakes_are_one_line(given, words, tmp_path, capsys) -> None:
     assert error.count("\n") == 1
     assert words in error
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_studies_can_be_planned_and_overridden(name, tmp_path) -> None:
+    found = compare.parse(["--study", name, "--steps", "7", "--workdir", str(tmp_path)])
+    assert found.folder.name == f"compare-{name}"
+    assert (found.training.steps, found.seeds) == (7, STUDIES[name].seeds)
+    entries = compare.plan(config.settle(found))
+    assert {entry.label.kind for entry in entries} >= {"dense", "partition"}
+    assert compare.parse(["--study", name, "--data", "digits", "--budgets", "9"]).task.data == "digits"
 
 
 def test_labels_are_parted_at_commas_that_part_them() -> None:

@@ -21,7 +21,8 @@ FLOORS = (
     {"gathered", "scattered", "led"},
     {"baselines.*"},
     {"gradpart", "transform", "baselines"},
-    {"compressors", "placement", "planner"},
+    {"compressors", "placement", "planner", "local_steps"},
+    {"recipes", "replicas"},
     {"__init__"},
 )
 OUTSIDE = {"jax", "flax", "optax", "chex", "numpy"}

@@ -83,7 +83,9 @@ def test_help_explains_every_option_with_its_default(capsys) -> None:
         (["--method", "best"], "--method best is unknown: choose among partition, dense"),
         (["--method", "partition:rung=2"], "'rung=2' is no option of partition: it has entropy_rule=..."),
         (["--method", "partition:rungs=99"], "--method partition:rungs=99: rungs=99 is out of range: give 1 to 8"),
-        (["--method", "dense:rungs=2"], "is no option of dense: it has none"),
+        (["--method", "dense:rungs=2"], "is no option of dense: it has learning_rate=..., local_steps=..., recipe=..."),
+        (["--local-steps", "0"], "--local-steps 0 is out of range"),
+        (["--method", "partition:recipe=best"], "recipe=best is unknown: choose local, after or before"),
         (["--width", "64", "--data-dir", "{data}"], "width 64 is no size of --model conv: leave it out"),
         (["--config", "/no/such"], "--config /no/such cannot be read"),
         (["--config", "x", "--preset", "mnist"], "--config and --preset both give every default"),
@@ -282,7 +284,7 @@ def test_weight_decay_spares_biases() -> None:
     nothing = jax.tree.map(np.zeros_like, params)
     for name in ("sgd", "adam", "adamw"):
         made = config.make(optimizer=name, weight_decay=0.1, schedule="constant", rise=0.0)
-        tx = optimizer.after_exchange(made, methods.parse("dense"))
+        tx = optax.chain(*optimizer.parts(made, methods.parse("dense")))
         updates, _ = tx.update(nothing, tx.init(params), params)
         assert np.all(np.asarray(updates["kernel"]) < 0), name
         assert not np.any(updates["bias"]), name
@@ -291,9 +293,22 @@ def test_weight_decay_spares_biases() -> None:
 def test_momentum_correction_takes_momentum_from_sgd() -> None:
     made = config.make()
     for text, traced in (("partition", True), ("partition:momentum=0.9", False)):
-        state = optimizer.after_exchange(made, methods.parse(text)).init({"x": np.zeros(2, np.float32)})
+        state = optimizer.parts(made, methods.parse(text))[0].init({"x": np.zeros(2, np.float32)})
         found = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, optax.TraceState))
         assert any(isinstance(node, optax.TraceState) for node in found) == traced
+
+
+def test_labels_have_settings_of_their_own_and_dense_training_is_plain() -> None:
+    made = config.make(optimizer="adam", local_steps=4)
+    label = methods.parse("partition:local_steps=2,learning_rate=0.5,rungs=2")
+    assert methods.settings_of(label, made.exchange)["rungs"] == 2
+    own = methods.tuned(made, label)
+    assert (own.exchange.local_steps, own.training.learning_rate, own.exchange.recipe) == (2, 0.5, "local")
+    dense = methods.tuned(made, methods.parse("dense"))
+    assert (dense.exchange.local_steps, dense.exchange.recipe) == (1, "before")
+    assert methods.tuned(made, methods.parse("dense:local_steps=8")).exchange.local_steps == 8
+    with pytest.raises(UsageError, match="--local-steps 2 saves more than the payload ratio"):
+        methods.build(label, own.exchange, None, 1.5, 1)
 
 
 def test_the_first_interrupt_is_a_wish_and_the_second_ends() -> None:

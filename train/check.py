@@ -47,6 +47,7 @@ def check(config: Config) -> None:
         ("--clip", training.clip, 1e-12, 1e12),
         ("--seed", training.seed, 0, many - 1),
         ("--ratio", exchange.ratio, 1.0, 1e5),
+        ("--local-steps", exchange.local_steps, 1, many),
         ("--warmup-steps", exchange.warmup_steps, 0, many),
         ("--momentum-correction", exchange.momentum_correction, 0.0, 0.9999),
         ("--eval-every", output.eval_every, 1, many),

@@ -7,7 +7,7 @@ import json
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -19,6 +19,7 @@ from train.config import Config, change, groups
 from train.errors import UsageError, status_of
 from train.log import amount, plain
 from train.main import begin, ended
+from train.studies import STUDIES
 
 PROG = "train.compare"
 FILE = "comparison.json"
@@ -44,6 +45,8 @@ class Comparison(Config):
     """Methods, separated by commas, with options where wanted: dense,partition:rungs=2,family=gamma."""
     budgets: str = "30,100"
     """Link ratios, separated by commas; dense has none and runs once a seed."""
+    study: Literal["headline", "headline-digits", "ablation", "plane"] | None = None
+    """A named set of methods, budgets, seeds and settings, whose table is reproduced; other options override it."""
     seeds: int = 3
     """Trainings of each method and budget, with seeds from --seed on."""
 
@@ -106,13 +109,17 @@ def parse(arguments: Sequence[str]) -> Comparison:
     def of(config: Config, **kept: Any) -> Comparison:
         parts = {group: getattr(config, group) for group in groups()}
         found = options.parse(arguments, f"python -m {PROG}", Comparison, Comparison(**parts, **kept))
-        return change(found, name=found.output.name or f"compare-{found.task.data.replace('/', '-')}")
+        what = found.study or found.task.data.replace("/", "-")
+        return change(found, name=found.output.name or f"compare-{what}")
 
-    base = options.defaults(arguments)
-    found = of(base)
+    # A study that is unknown is refused with all other options
+    study = STUDIES.get(options.early(arguments, "study").get("study", ""))
+    base = options.defaults(arguments, study.settings if study else {})
+    sets = {} if study is None else {"methods": study.methods, "budgets": study.budgets, "seeds": study.seeds}
+    found = of(base, **sets)
     kept = found.folder / "config.json"
     if found.start.resume and kept.exists():
-        base, wanted = change(base, **options.read(kept, "--resume")), {}
+        base, wanted = change(base, **options.read(kept, "--resume")), sets
         if (found.folder / WANTED).exists():
             wanted = json.loads((found.folder / WANTED).read_text())
         found = of(base, **{key: wanted[key] for key in ("methods", "budgets", "seeds") if key in wanted})
@@ -148,7 +155,8 @@ def plan(comparison: Comparison) -> list[Entry]:
                     "devices, and 1 to 100000 is possible: choose another budget"
                 )
             # Refused here what a method will not do, and not after hours
-            methods.build(label, comparison.exchange, "devices", ratio, comparison.devices)
+            own = methods.tuned(comparison, label).exchange
+            methods.build(label, own, "devices", ratio, comparison.devices)
             seeds = range(comparison.training.seed, comparison.training.seed + comparison.seeds)
             entries += [Entry(label, budget, ratio, seed) for seed in seeds]
     return entries

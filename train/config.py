@@ -55,7 +55,7 @@ class Training:
     accumulate: int = 1
     """Parts that a device computes its share of a batch in, one after the other, before one exchange: saves memory."""
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
-    """Optimizer, after the exchange."""
+    """Optimizer; --recipe says which part of it comes before the exchange."""
     learning_rate: float | None = None
     """Peak learning rate; None takes the optimizer's: sgd 0.1, adam and adamw 0.004."""
     momentum: float = 0.9
@@ -82,6 +82,12 @@ class Exchange:
     """How many times fewer payload bytes than float32 gradients, everything counted; 1 to 100000."""
     exchange: Literal["all_gather", "reduce_scatter", "leader", "auto"] = "auto"
     """How payloads travel: to all devices, by owners of shares, by a leader's positions; auto goes by the number."""
+    recipe: Literal["local", "after", "before"] | None = None
+    """Where the exchange stands: local, each device runs the optimizer by itself, and the change of its parameters is
+    exchanged; after moments or momentum, which each device has of its own; or before the whole optimizer. None takes
+    the optimizer's: sgd before, adam and adamw local. Uncompressed training always has it before."""
+    local_steps: int = 1
+    """Steps between two exchanges, each of which sends so many times more; more than 1 makes the recipe local."""
     warmup_steps: int = 0
     """First steps exchanged uncompressed; they cost as much as a hundred compressed ones each."""
     momentum_correction: float | None = None
@@ -212,6 +218,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 NOT_KEPT = (Start, Hosts)  # groups of options that are no part of a run's configuration
 LEARNING_RATES = {"sgd": 0.1, "adam": 4e-3, "adamw": 4e-3}
 WEIGHT_DECAYS = {"sgd": 0.0, "adam": 0.0, "adamw": 1e-4}
+RECIPES = {"sgd": "before", "adam": "local", "adamw": "local"}
 
 
 def groups() -> dict[str, type]:
@@ -298,13 +305,18 @@ def settle(config: Settings, devices: int = VIRTUAL_DEVICES) -> Settings:
       devices: to train over where the user gave no number.
 
     Returns:
-      A configuration with devices, learning rate and weight decay.
+      A configuration with devices, learning rate, weight decay and recipe.
     """
-    training = config.training
-    chosen = {"devices": devices, "learning_rate": LEARNING_RATES, "weight_decay": WEIGHT_DECAYS}
+    given = flat(config)
+    chosen = {
+        "devices": devices,
+        "learning_rate": LEARNING_RATES,
+        "weight_decay": WEIGHT_DECAYS,
+        "recipe": RECIPES,
+    }
     values = {
-        key: value[training.optimizer] if isinstance(value, dict) else value
+        key: value[config.training.optimizer] if isinstance(value, dict) else value
         for key, value in chosen.items()
-        if getattr(training, key) is None
+        if given[key] is None
     }
     return change(config, **values)

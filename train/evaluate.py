@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+import gradpart_jax as gp
 from gradpart_jax import accounting
 from train import hosts, step
 from train.data import Split
@@ -48,7 +49,7 @@ def make(network: Network, mesh: Mesh) -> Evaluator:
 
 
 def run(evaluator: Evaluator, state: step.State, split: Split) -> tuple[float, float]:
-    """Score a state; batch statistics are averaged over devices first.
+    """Score the parameters that all devices share; batch statistics are averaged over devices first.
 
     Args:
       evaluator: of `make`.
@@ -62,12 +63,13 @@ def run(evaluator: Evaluator, state: step.State, split: Split) -> tuple[float, f
     size = -(-min(BATCH, split.size) // devices) * devices
     share = size // hosts.count()
     stats = evaluator.average(state.batch_stats)
+    params = gp.agreed(state.params, state.opt_state)
     sums = []
     for start in range(share * hosts.index(), split.size + share * hosts.index(), size):
         numbers = np.arange(start, start + share)
         batch = split.read(np.minimum(numbers, split.size - 1)) | {"weight": (numbers < split.size).astype(np.float32)}
         batch = {key: x.reshape(devices // hosts.count(), -1, *x.shape[1:]) for key, x in batch.items()}
-        sums.append(evaluator.test(state.params, stats, place(batch, 0, evaluator.mesh)))
+        sums.append(evaluator.test(params, stats, place(batch, 0, evaluator.mesh)))
     loss, accuracy = np.sum([np.asarray(each, np.float64) for each in sums], axis=(0, 1)) / split.size
     return float(loss), float(accuracy)
 

@@ -17,7 +17,7 @@ import optax
 import gradpart_jax as gp
 from gradpart_jax import baselines
 from gradpart_jax.sizes import settled
-from train.config import Exchange
+from train.config import Exchange, Settings, change
 from train.errors import UsageError
 from train.rivals import density, kept, random_density, rank, rival, width
 
@@ -55,6 +55,9 @@ METHODS: dict[str, Method] = {
     "natural": Method(rival(baselines.natural, error_feedback=False), budgeted=False),
     "int8": Method(rival(baselines.int8), budgeted=False),
 }
+TUNED = ("learning_rate", "local_steps", "recipe")  # settings of a training that a label may have of its own
+PLAIN = ("dense", "bfloat16")  # uncompressed training, which nothing need be done for
+RECIPE_NAMES = ("local", "after", "before")
 NOT_OPTIONS = {"axis_name", "inner_axis", "model_axis", "ratio", "bits_per_element", "static_args", "devices"}
 
 
@@ -137,7 +140,7 @@ def parse(text: str, option: str = "--method") -> Label:
     kind, _, rest = text.strip().partition(":")
     if kind not in METHODS:
         raise UsageError(f"{option} {kind or repr(text)} is unknown: choose among {', '.join(METHODS)}")
-    known = sorted(set(_parameters(kind)) - NOT_OPTIONS)
+    known = sorted((set(_parameters(kind)) - NOT_OPTIONS).union(TUNED))
     options: dict[str, Any] = {}
     for pair in rest.split(",") if rest else []:
         key, equals, value = pair.partition("=")
@@ -145,6 +148,7 @@ def parse(text: str, option: str = "--method") -> Label:
             offered = ", ".join(f"{name}=..." for name in known) or "none"
             raise UsageError(f"{option} {text}: {pair!r} is no option of {kind}: it has {offered}")
         options[key] = _value(value)
+        _check_tuned(key, options[key], f"{option} {text}")
     return Label(text.strip(), kind, options)
 
 
@@ -197,7 +201,22 @@ def settings_of(label: Label, exchange: Exchange) -> dict[str, Any]:
     }
     known = _parameters(label.kind)
     settings = {key: known[key].default if value is None else value for key, value in common.items() if key in known}
-    return settings | dict(label.options)
+    return settings | {key: value for key, value in label.options.items() if key not in TUNED}
+
+
+def tuned(config: Settings, label: Label) -> Settings:
+    """Find the settings of a training by a method: what the label says, else what the configuration says.
+
+    Args:
+      config: settled.
+      label: of the method.
+
+    Returns:
+      The configuration with the method's own learning rate, local steps and recipe. Uncompressed training meets at each
+      step, before the optimizer, where its label does not say otherwise.
+    """
+    values: dict[str, Any] = {"local_steps": 1, "recipe": "before"} if label.kind in PLAIN else {}
+    return change(config, **values | {key: value for key, value in label.options.items() if key in TUNED})
 
 
 def build(
@@ -207,9 +226,9 @@ def build(
 
     Args:
       label: of the method.
-      exchange: the common options.
+      exchange: the common options, tuned for the method.
       axis_name: of the devices.
-      ratio: payload ratio asked for; methods without one ignore it.
+      ratio: payload ratio asked for, over all steps; methods without one ignore it.
       devices: that the axis has.
 
     Returns:
@@ -219,12 +238,30 @@ def build(
       UsageError: the constructor refuses an option.
     """
     settings = settings_of(label, exchange)
-    given = {"ratio": ratio, "devices": devices}
-    settings |= {name: value for name, value in given.items() if name in _parameters(label.kind)}
+    known = _parameters(label.kind)
+    if "ratio" in known and ratio < exchange.local_steps:
+        raise UsageError(
+            f"--local-steps {exchange.local_steps} saves more than the payload ratio of {ratio:g} asked of "
+            f"{label.text}: ask for a higher ratio or budget, or take fewer local steps"
+        )
+    given = {"ratio": ratio / exchange.local_steps, "devices": devices}
+    settings |= {name: value for name, value in given.items() if name in known}
     try:
         return label.method.make(axis_name, **settings)
     except (TypeError, ValueError) as error:
         raise UsageError(f"--method {label.text}: {error}") from error
+
+
+def _check_tuned(key: str, value: Any, where: str) -> None:
+    """Refuse a setting that a label has of its own, as `check` refuses those of a configuration."""
+    if key == "recipe" and value not in RECIPE_NAMES:
+        raise UsageError(
+            f"{where}: recipe={value} is unknown: choose {', '.join(RECIPE_NAMES[:-1])} or {RECIPE_NAMES[-1]}"
+        )
+    if key == "local_steps" and not (type(value) is int and value >= 1):
+        raise UsageError(f"{where}: local_steps={value} is out of range: give a whole number from 1 on")
+    if key == "learning_rate" and not (isinstance(value, int | float) and 1e-12 <= value <= 1e6):
+        raise UsageError(f"{where}: learning_rate={value} is out of range: give 1e-12 to 1e6")
 
 
 def _parameters(kind: str) -> Mapping[str, inspect.Parameter]:

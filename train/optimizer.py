@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import optax
 
+import gradpart_jax as gp
 from train import methods
 from train.config import Config
 
@@ -35,42 +36,49 @@ def schedule(config: Config) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, peak, rise), after], [rise])
 
 
-def after_exchange(config: Config, label: methods.Label) -> optax.GradientTransformation:
-    """Make the optimizer that turns mean gradients into updates.
+def parts(config: Config, label: methods.Label) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
+    """Make an optimizer in two parts, between which an exchange may stand.
 
     Args:
       config: settled.
       label: of the method; where it corrects momentum, sgd has none.
 
     Returns:
-      The transformation.
+      From gradients to directions, by moments or momentum; from directions to updates, by weight decay and rate.
     """
     training = config.training
-    decay, rate = training.weight_decay, schedule(config)
-    local = methods.settings_of(label, config.exchange).get("momentum") is not None
+    assert training.weight_decay is not None
+    decay = [optax.add_decayed_weights(training.weight_decay, mask=_decayed)] if training.weight_decay else []
+    corrected = methods.settings_of(label, config.exchange).get("momentum") is not None
+    if training.optimizer == "sgd":
+        direction = [optax.trace(training.momentum) if training.momentum and not corrected else optax.identity()]
+    else:
+        direction = [optax.scale_by_adam()]
+    step = [optax.scale_by_learning_rate(schedule(config))]
     if training.optimizer == "adamw":
-        assert decay is not None
-        return optax.adamw(rate, weight_decay=decay, mask=_decayed)
-    inner = optax.sgd(rate, momentum=None if local else training.momentum or None)
-    if training.optimizer == "adam":
-        inner = optax.adam(rate)
-    return optax.chain(optax.add_decayed_weights(decay, mask=_decayed), inner) if decay else inner
+        return optax.chain(*direction), optax.chain(*decay, *step)
+    return optax.chain(*decay, *direction), optax.chain(*step)
 
 
-def build(config: Config, label: methods.Label, axis_name: str, ratio: float) -> optax.GradientTransformation:
-    """Chain clip, exchange and optimizer.
+def build(config: Config, label: methods.Label, exchange: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Put clip, exchange and optimizer in order.
 
     Args:
-      config: settled.
+      config: settled, and tuned for the method.
       label: of the method.
-      axis_name: of the devices.
-      ratio: payload ratio asked of the method.
+      exchange: of `methods.build`.
 
     Returns:
       The transformation.
     """
-    exchange = methods.build(label, config.exchange, axis_name, ratio, config.devices)
-    return optax.chain(optax.clip_by_global_norm(config.training.clip), exchange, after_exchange(config, label))
+    clip = optax.clip_by_global_norm(config.training.clip)
+    direction, step = parts(config, label)
+    if config.exchange.local_steps > 1 or config.exchange.recipe == "local":
+        whole = optax.chain(clip, direction, step)
+        return gp.local_updates(whole, every=config.exchange.local_steps, exchange=exchange)
+    if config.exchange.recipe == "after":
+        return optax.chain(gp.local(optax.chain(clip, direction)), exchange, step)
+    return optax.chain(clip, exchange, direction, step)
 
 
 def _decayed(params: Any) -> Any:

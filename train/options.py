@@ -12,6 +12,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 import tyro
@@ -44,11 +45,28 @@ def parse(arguments: Sequence[str], prog: str, kind: type[Parsed], default: Pars
     )
 
 
-def defaults(arguments: Sequence[str]) -> Config:
+def early(arguments: Sequence[str], *names: str) -> dict[str, str]:
+    """Read a few options before all others, those that choose the others' defaults.
+
+    Args:
+      arguments: of the command line.
+      *names: of the options.
+
+    Returns:
+      The values of those that are given.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name in names:
+        parser.add_argument(f"--{name}", nargs="?")
+    return {key: value for key, value in vars(parser.parse_known_args(arguments)[0]).items() if value is not None}
+
+
+def defaults(arguments: Sequence[str], changed: Mapping[str, Any] = MappingProxyType({})) -> Config:
     """Find the defaults of a command line: of its --config, its --preset, or its --data.
 
     Args:
       arguments: of the command line.
+      changed: values that take their place, by option.
 
     Returns:
       A configuration, for `parse`.
@@ -56,13 +74,11 @@ def defaults(arguments: Sequence[str]) -> Config:
     Raises:
       UsageError: the file cannot be read, or its contents are wrong.
     """
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for option in ("--preset", "--data", "--config"):
-        early.add_argument(option, nargs="?")
-    given = {key: value for key, value in vars(early.parse_known_args(arguments)[0]).items() if value is not None}
+    given = early(arguments, "preset", "data", "config")
     path = given.pop("config", None)
     if path is None:
-        return base(given)
+        values = {key: value for key, value in changed.items() if key not in given}
+        return change(base(values | given), **values)
     if "preset" in given:
         raise UsageError("--config and --preset both give every default: give one of them")
     values = read(Path(path), "--config")

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 import gradpart_jax as gp
+from gradpart_jax.transform import find_state
 from train import hosts, methods, optimizer, step
 from train.config import Config
 from train.placing import AXIS, one, over_devices, place, rows
@@ -48,26 +49,29 @@ def measure(config: Config, program: Program, state: step.State, batch: dict[str
     gradient = forward(state, placed)
     times = {"forward_backward": _median(lambda _: forward(state, placed), None)}
 
-    kept, own = state.opt_state[1], axes.opt_state[1]
+    config = methods.tuned(config, program.label)
+    every = config.exchange.local_steps
+    kept, own = find_state(state.opt_state), find_state(axes.opt_state)
     payload = float(np.asarray(one(gp.stats(kept)).payload_bits))
     exchange = methods.build(program.label, config.exchange, AXIS, program.ratio, devices)
     run = over_devices(exchange.update, mesh, (0, own), (None, own), donate=1)
     whole = _median(lambda s: run(gradient, s)[1], _copy(kept))
     wire = _collective(config, program, math.ceil(payload / 32))
     encode, decode, way = _split(config, program, gradient, kept, own, whole, wire)
-    times |= {"encode": encode, "wire": wire, "decode": decode}
+    times |= {"encode": encode / every, "wire": wire / every, "decode": decode / every}
+    if every > 1:
+        way += f" Of an exchange, which there is each {every} steps, a step's share is shown."
 
-    after = optimizer.after_exchange(config, program.label)
-    clip = optax.clip_by_global_norm(config.training.clip)
+    shared = jax.tree.map(np.asarray, one(gp.agreed(state.params, state.opt_state)))
+    rest = optimizer.build(config, program.label, optax.identity())
+    params, inner = place(shared, None, mesh), place(rest.init(shared), None, mesh)
 
     def apply(gradient: Any, params: Any, inner: Any) -> tuple[Any, Any]:
-        clipped, _ = clip.update(gradient, clip.init(params))
-        updates, inner = after.update(clipped, inner, params)
-        return optax.apply_updates(params, updates), inner
+        updates, inner = rest.update(gradient, inner, params)
+        return gp.apply_updates(params, updates, inner), inner
 
-    finish = over_devices(apply, mesh, (0, None, None), (0, 0), donate=2)
-    inner = jax.tree.map(np.asarray, one(state.opt_state[2]))
-    times["optimizer"] = _median(lambda _: finish(gradient, state.params, inner), None)
+    finish = over_devices(apply, mesh, (0, None, None), (0, 0))
+    times["optimizer"] = _median(lambda _: finish(gradient, params, inner), None)
     return times | {"note": f"{_where(devices)} {way}"}
 
 

@@ -6,7 +6,9 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
+import gradpart_jax as gp
 from train.step import State
 
 
@@ -15,7 +17,8 @@ def redistribute(state: State, axes: State, devices: int) -> tuple[State, str | 
 
     Memories are dealt out so that their sum over devices stays the same: fewer devices each take several over, more
     devices begin with nothing owed. Where memories are added, what float32 cannot hold on one device is handed to the
-    next, so that the sum is exact but for the last one's rounding. Running batch statistics are averaged.
+    next, so that the sum is exact but for the last one's rounding. All else that differs per device is averaged:
+    running batch statistics, moments of local optimizers, and parameters between two exchanges.
 
     Args:
       state: numpy arrays, with the device axis they were saved with.
@@ -34,21 +37,26 @@ def redistribute(state: State, axes: State, devices: int) -> tuple[State, str | 
     if before == devices:
         return state, None
 
-    def deal(x: np.ndarray, axis: int | None) -> np.ndarray:
-        return x if axis is None or not x.size else share(x, devices)
+    def deal(x: np.ndarray, axis: int | None, owed: bool = False) -> np.ndarray:
+        if axis is None:
+            return x
+        if owed and x.size:
+            return share(x, devices)
+        mean = x.mean(axis=0, dtype=np.float64) if x.size else x[0]
+        return np.broadcast_to(mean.astype(x.dtype), (devices, *x.shape[1:]))
 
-    def average(x: np.ndarray) -> np.ndarray:
-        return np.broadcast_to(x.mean(axis=0, dtype=np.float64).astype(x.dtype), (devices, *x.shape[1:]))
-
-    opt_state = jax.tree.map(deal, state.opt_state, axes.opt_state, is_leaf=_is_none)
-    batch_stats = jax.tree.map(average, state.batch_stats)
+    opt_state = jax.tree.map(deal, state.opt_state, axes.opt_state, _owed(state.opt_state), is_leaf=_is_none)
+    params, batch_stats = (
+        jax.tree.map(deal, part, own, is_leaf=_is_none)
+        for part, own in ((state.params, axes.params), (state.batch_stats, axes.batch_stats))
+    )
     way = (
         f"each takes over the memories of up to {-(-before // devices)}"
         if devices < before
         else f"{devices - before} of them begin with an empty one"
     )
     return (
-        State(state.params, opt_state, batch_stats, state.key),
+        State(params, opt_state, batch_stats, state.key),
         f"{before} devices became {devices}: {way}; the sum of memories is the same, and each batch divides anew",
     )
 
@@ -77,6 +85,20 @@ def share(x: np.ndarray, devices: int) -> np.ndarray:
         rows.append(owed.astype(x.dtype))
         rest = owed - rows[-1]
     return np.stack(rows)
+
+
+def _owed(opt_state: Any) -> Any:
+    """Mark what is owed to the others: memories of exchanges, and gradients accumulated for one."""
+
+    def mark(node: Any) -> Any:
+        if isinstance(node, optax.MultiStepsState):
+            outer = jax.tree.map(lambda _: False, node._replace(inner_opt_state=(), acc_grads=()))
+            owed = jax.tree.map(lambda _: True, node.acc_grads)
+            return outer._replace(inner_opt_state=_owed(node.inner_opt_state), acc_grads=owed)
+        return jax.tree.map(lambda _: isinstance(node, gp.CompressState), node)
+
+    marked = gp.CompressState | optax.MultiStepsState
+    return jax.tree.map(mark, opt_state, is_leaf=lambda node: isinstance(node, marked))
 
 
 def _is_none(x: Any) -> bool:

@@ -19,8 +19,8 @@ from train.placing import AXIS, over_devices
 class State(NamedTuple):
     """All that a step changes."""
 
-    params: Any  # replicated
-    opt_state: Any  # the compressor's memory per device, the rest replicated
+    params: Any  # replicated; per device between two exchanges of local steps
+    opt_state: Any  # the compressor's memory per device, and what stands before it; the rest replicated
     batch_stats: Any  # per device
     key: Any  # uint32[2], replicated: of what is random in the model
 
@@ -74,7 +74,7 @@ def axes_of(state: State) -> State:
       0 or None for every leaf.
     """
     return State(
-        jax.tree.map(lambda _: None, state.params),
+        jax.tree.map(lambda _: gp.params_axis(state.opt_state), state.params),
         gp.state_axes(state.opt_state),
         jax.tree.map(lambda _: 0, state.batch_stats),
         None,
@@ -165,7 +165,7 @@ def make_step(network: Network, tx: optax.GradientTransformation, axes: State, m
         own = jax.random.fold_in(used, jax.lax.axis_index(AXIS))
         gradient, loss, accuracy, batch_stats = gradient_of(network, state, batch, own)
         updates, opt_state = tx.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = gp.apply_updates(state.params, updates, opt_state)
         owed = sum((jnp.sum(x * x) for x in _memories(opt_state)), start=jnp.float32(0.0))
         # Gathered, not summed on the way: in which order a network sums is its own affair
         each = jax.lax.all_gather(jnp.stack([loss, accuracy, owed, signal]), AXIS)

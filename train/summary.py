@@ -23,7 +23,12 @@ def summarise(
     """
     last = lines[-1]
     steady = lines[min(warmup_steps, len(lines) - 1) :]
-    ratios = {key: float(np.mean([1 / line[key] for line in steady])) for key in ("payload_ratio", "link_ratio")}
+    before = lines[min(warmup_steps, len(lines) - 1) - 1] if warmup_steps and len(lines) > 1 else {}
+    ratios = {}
+    for kind in ("payload", "link"):
+        spent = last[f"{kind}_bytes"] - before.get(f"{kind}_bytes", 0.0)
+        dense = header[f"dense_{kind}_bytes"] * (last["step"] - before.get("step", 0))
+        ratios[kind] = dense / spent if spent else 1.0
     forecast = header["kind"] == "partition"
     errors = [abs(np.expm1(line["forecast_error"])) for line in steady if line["forecast_error"] is not None]
     return {
@@ -39,8 +44,8 @@ def summarise(
         "link_bytes": last["link_bytes"],
         "payload_ratio": header["dense_payload_bytes"] * last["step"] / last["payload_bytes"],
         "link_ratio": header["dense_link_bytes"] * last["step"] / last["link_bytes"] if last["link_bytes"] else 1.0,
-        "steady_payload_ratio": 1 / ratios["payload_ratio"],
-        "steady_link_ratio": 1 / ratios["link_ratio"],
+        "steady_payload_ratio": ratios["payload"],
+        "steady_link_ratio": ratios["link"],
         "forecast_error": float(np.median(errors)) if forecast and errors else None,
         "seconds": last["seconds"],
         "status": "finished",

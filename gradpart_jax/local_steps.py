@@ -1,0 +1,240 @@
+"""Optimizers that run on each device by itself: a wrapper that says so, and local steps between exchanges."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradpart_jax.checks import check_integer, check_number
+from gradpart_jax.segments import layout_of, unravel
+from gradpart_jax.transform import CompressState, fill, find_state, state_axes
+
+SENT = ("payload_bits", "link_bits", "inner_bits")  # of `Stats`: what an exchange costs
+DENSE = ("dense_payload_bits", "dense_link_bits")  # and what dense training would have cost
+
+
+class LocalState(NamedTuple):
+    """State of `local`."""
+
+    inner: Any  # differs per device
+
+    def device_axes(self) -> LocalState:
+        """Say for `state_axes` that all of it differs per device."""
+        return LocalState(fill(self.inner, 0))
+
+
+class LocalUpdatesState(NamedTuple):
+    """State of `local_updates`."""
+
+    anchor: Any  # parameters after the last exchange, the same on every device, bit for bit
+    inner: Any  # differs per device
+    exchange: Any  # of the exchange: `state_axes` says what of it differs
+    outer: Any  # the same on every device
+    step: jax.Array  # int32[]: local steps since the last exchange
+    met: jax.Array  # bool[]: whether every device's parameters are the anchor now
+    skipped: jax.Array  # int32[]: local steps left out because this device's gradient was not finite
+
+    def device_axes(self) -> LocalUpdatesState:
+        """Say for `state_axes` what of it differs per device."""
+        return LocalUpdatesState(
+            fill(self.anchor, None),
+            fill(self.inner, 0),
+            state_axes(self.exchange),
+            fill(self.outer, None),
+            step=None,  # type: ignore[arg-type]
+            met=None,  # type: ignore[arg-type]
+            skipped=0,  # type: ignore[arg-type]
+        )
+
+
+def local(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Mark a transformation that stands before the exchange: its state differs per device.
+
+    `state_axes` then says so. A gradient that is not finite goes through as it is, so that the exchange behind sees it
+    and no device takes the step, and leaves the state untouched.
+
+    Args:
+      tx: fed with local gradients, such as `optax.scale_by_adam()`.
+
+    Returns:
+      An `optax.GradientTransformationExtraArgs`.
+
+    >>> import jax.numpy as jnp, optax, gradpart_jax as gp
+    >>> tx = optax.chain(gp.local(optax.scale_by_adam()), gp.partition_compress(), optax.scale(-1e-3))
+    >>> gp.state_axes(tx.init(jnp.zeros(2)))[0].inner.mu
+    0
+    """
+    tx = optax.with_extra_args_support(tx)
+
+    def update(updates: Any, state: LocalState, params: Any = None, **extra_args: Any) -> tuple[Any, LocalState]:
+        finite = _all_finite(updates)
+        stepped, inner = tx.update(updates, state.inner, params, **extra_args)
+        return _choose(finite, stepped, updates), LocalState(_choose(finite, inner, state.inner))
+
+    return optax.GradientTransformationExtraArgs(lambda params: LocalState(tx.init(params)), update)
+
+
+def local_updates(
+    inner: optax.GradientTransformation,
+    *,
+    every: int,
+    exchange: optax.GradientTransformation,
+    outer: optax.GradientTransformation | None = None,
+    keep_own: float | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Let each device take optimizer steps of its own, and exchange what has changed.
+
+    With parameters p_i on device i and the anchor a, which all devices share: every step p_i' = p_i + inner(g_i). After
+    each `every` of them, the change since the last exchange goes through the exchange in a gradient's place, with its
+    memory m_i and its bytes, and all devices receive the mean d; a' = a - d, or a' = a + outer(d). Then p_i = a', as in
+    DiLoCo (Douillard et al., 2023), with compression and memory as in SparseLoCo (Sarfi et al., 2025); or, with
+    `keep_own` k, p_i = a' - k m_i: a device goes on from what it has not sent yet, in place of waiting for it, as in
+    CSER (Xie et al., NeurIPS 2020). Gradients are fresher for it, most where little is sent at every step.
+
+    Parameters differ per device between exchanges, and with `keep_own` always: keep them so (`gp.params_axis`), apply
+    updates by `gp.apply_updates`, which makes them bit-equal after an exchange, and evaluate and save `gp.agreed`.
+
+    Args:
+      inner: a whole optimizer, clipping and learning rate included, fed with local gradients; where one is not finite,
+        its device leaves the step out.
+      every: local steps to an exchange, at least 1.
+      exchange: such as `gp.partition_compress("devices", ratio=25)`: bytes are `every` times fewer than it says.
+      outer: an optimizer of the mean change, such as `optax.sgd(0.7, momentum=0.9, nesterov=True)`; None takes the mean
+        as it is.
+      keep_own: k in [0, 1], the share of what a device has not sent that it goes on from. None takes 1 where every is
+        1, else 0.5, which win; and 0 for an exchange that remembers nothing.
+
+    Returns:
+      An `optax.GradientTransformationExtraArgs`, whose update needs the parameters. In steps without an exchange all
+      bits of `gp.stats` are 0; dense bits at an exchange, and ratios, are those of a whole period.
+
+    Raises:
+      TypeError: every is not an integer.
+      ValueError: every or keep_own is out of range, or (in init) keep_own is given and exchange has not one memory.
+
+    >>> import jax, jax.numpy as jnp, optax, gradpart_jax as gp
+    >>> tx = gp.local_updates(optax.sgd(0.1), every=2, exchange=gp.dense_mean("w"))
+    >>> def step(gradient, state, params):
+    ...     updates, state = tx.update(gradient, state, params)
+    ...     return gp.apply_updates(params, updates, state), state
+    >>> params, gradients = jnp.ones((4, 2)), jnp.arange(8.0).reshape(4, 2)
+    >>> state = jax.vmap(tx.init)(params)
+    >>> for _ in range(2):
+    ...     params, state = jax.vmap(step, axis_name="w")(gradients, state, params)
+    >>> bool(jnp.all(params == params[:1])), gp.stats(state).payload_ratio.tolist()
+    (True, [2.0, 2.0, 2.0, 2.0])
+    """
+    check_integer("every", every, 1, 2**31 - 1)
+    inner, exchange = optax.with_extra_args_support(inner), optax.with_extra_args_support(exchange)
+    outer = optax.sgd(1.0) if outer is None else outer
+    check_number("keep_own", keep_own, at_least=0.0, at_most=1.0, optional=True, static=True)
+
+    def share_of(exchanged: Any) -> float:
+        """Say which share of what is owed a device goes on from: none where nothing is remembered."""
+        nodes = jax.tree.leaves(exchanged, is_leaf=_is_compressed)
+        # EF21's is an estimate, and nothing that is owed
+        memories = [node.memory.residual for node in nodes if _is_compressed(node) and not node.estimate.size]
+        remembers = len(memories) == 1 and memories[0].size > 0
+        if keep_own and not remembers:
+            raise ValueError(
+                f"keep_own={keep_own:g} goes on from what is remembered: leave error_feedback on in exchange"
+            )
+        return 0.0 if not remembers else keep_own if keep_own is not None else 1.0 if every == 1 else 0.5
+
+    def start(anchor: Any, exchanged: Any) -> Any:
+        """Give the parameters that a device goes on from after an exchange."""
+        share = share_of(exchanged)
+        if not share:
+            return anchor
+        wide, owed = _wide(anchor), share * find_state(exchanged).memory.residual
+        own = jax.tree.map(jnp.subtract, wide, unravel(owed, wide, layout_of(wide)))
+        return jax.tree.map(lambda x, like: x.astype(like.dtype), own, anchor)
+
+    def init(params: Any) -> LocalUpdatesState:
+        state = LocalUpdatesState(
+            anchor=params,
+            inner=inner.init(params),
+            exchange=exchange.init(_wide(params)),
+            outer=outer.init(_wide(params)),
+            step=jnp.int32(0),
+            met=jnp.bool_(True),
+            skipped=jnp.int32(0),
+        )
+        share_of(state.exchange)
+        # To each leaf a buffer of its own, so that a fresh state can be donated beside the parameters.
+        return jax.tree.map(jnp.copy, state)
+
+    def update(
+        updates: Any, state: LocalUpdatesState, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, LocalUpdatesState]:
+        if params is None:
+            raise ValueError("gp.local_updates needs the parameters: call update(updates, state, params)")
+        finite = _all_finite(updates)
+        stepped, own = inner.update(updates, state.inner, params, **extra_args)
+        moved = _choose(finite, optax.apply_updates(params, stepped), params)
+        own = _choose(finite, own, state.inner)
+
+        def meet(exchanged: Any, outside: Any) -> tuple[Any, Any, Any]:
+            change = jax.tree.map(jnp.subtract, _wide(start(state.anchor, exchanged)), _wide(moved))
+            mean, exchanged = exchange.update(change, exchanged, _wide(state.anchor))
+            taken, outside = outer.update(mean, outside, _wide(state.anchor))
+            return optax.apply_updates(state.anchor, taken), _restated(exchanged, every), outside
+
+        def go_on(exchanged: Any, outside: Any) -> tuple[Any, Any, Any]:
+            return state.anchor, _restated(exchanged, 0), outside
+
+        due = state.step + 1 == every
+        if every == 1:
+            anchor, exchanged, outside = meet(state.exchange, state.outer)
+        else:
+            anchor, exchanged, outside = jax.lax.cond(due, meet, go_on, state.exchange, state.outer)
+        fresh = LocalUpdatesState(
+            anchor=anchor,
+            inner=own,
+            exchange=exchanged,
+            outer=outside,
+            step=jnp.where(due, 0, state.step + 1),
+            met=due & (not share_of(exchanged)),
+            skipped=state.skipped + (~finite).astype(jnp.int32),
+        )
+        params_next = _choose(due, start(anchor, exchanged), moved)
+        return jax.tree.map(jnp.subtract, params_next, params), fresh
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _restated(exchanged: Any, steps: int) -> Any:
+    """Let an exchange's statistics be those of so many steps of dense training; of 0, where nothing was sent."""
+
+    def restate(node: Any) -> Any:
+        if not _is_compressed(node):
+            return node
+        stats = node.stats
+        factors: dict[str, Any] = dict.fromkeys(DENSE, steps) if steps else dict.fromkeys(DENSE + SENT, 0)
+        if steps:
+            # Without a wire a ratio is 1
+            factors["payload_ratio"] = jnp.where(stats.payload_bits > 0, steps, 1)
+            factors["link_ratio"] = jnp.where(stats.link_bits > 0, steps, 1)
+        changed = {k: getattr(stats, k) * jnp.float32(by) for k, by in factors.items() if hasattr(stats, k)}
+        return node._replace(stats=stats._replace(**changed))
+
+    return jax.tree.map(restate, exchanged, is_leaf=_is_compressed)
+
+
+def _is_compressed(node: Any) -> bool:
+    return isinstance(node, CompressState)
+
+
+def _wide(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32)), tree)
+
+
+def _all_finite(tree: Any) -> jax.Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)] or [jnp.bool_(True)]))
+
+
+def _choose(condition: jax.Array, yes: Any, no: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)

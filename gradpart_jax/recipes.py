@@ -1,0 +1,311 @@
+"""Whole optimizers with the exchange in its right place: one function for each class that people use.
+
+Where the exchange stands decides what it costs. Adam behind it sees an entry's accumulated change once in many steps,
+and nothing in between: its quotient is wrong for both. Here each device runs the whole optimizer by itself, and what is
+exchanged is the change of its parameters: at every step, each device going on from what it has not sent yet, or once
+in `every` steps (see `gp.local_updates`). Parameters are then each device's own: apply updates by `gp.apply_updates`,
+place them by `gp.params_axis`, evaluate and save `gp.agreed`.
+
+A training loop that must have the same parameters on every device at every step sets `replicate=True`: moments and
+momentum on each device, then the exchange, then weight decay and learning rate. Signs and orthogonal factors stand
+behind the exchange, for of what is sparse most are 0. That loses more, and allows of no local steps.
+
+Of all recipes: `ratio` is of payload bytes over all steps, so that an exchange each `every` steps sends `every` times
+more; `clip` is the largest norm of a local gradient, None for any; `exchange` stands in for
+`gp.partition_compress(axis_name, ratio=ratio / every)`, of which further keywords are arguments. The learning rate of
+dense training is a good start, with a linear rise over the first twentieth of the steps and a decay to 0.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import jax
+import optax
+from optax import contrib
+
+from gradpart_jax.checks import check_integer, check_number
+from gradpart_jax.compressors import partition_compress
+from gradpart_jax.exchange import AxisName
+from gradpart_jax.local_steps import local, local_updates
+
+Rate: TypeAlias = float | jax.Array | optax.Schedule
+
+
+def sgd(
+    learning_rate: Rate,
+    axis_name: AxisName = None,
+    *,
+    ratio: float = 100.0,
+    every: int = 1,
+    momentum: float | None = 0.9,
+    weight_decay: float = 0.0,
+    mask: Any = None,
+    clip: float | None = 1.0,
+    exchange: optax.GradientTransformation | None = None,
+    replicate: bool = False,
+    **compression: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """SGD with momentum on each device; with `replicate`, by momentum correction and masking.
+
+    Args:
+      learning_rate: a number or a schedule.
+      axis_name: see this module, as for all that is not listed here.
+      ratio: of payload bytes.
+      every: local steps to an exchange.
+      momentum: in [0, 1); None for none. In front of another `exchange` there is no masking.
+      weight_decay: what of the parameters is added to the gradient.
+      mask: which leaves that takes; None for all.
+      clip: largest norm of a local gradient.
+      exchange: in place of `partition_compress`.
+      replicate: whether parameters are the same on every device at every step.
+      **compression: of `gp.partition_compress`.
+
+    Returns:
+      An `optax.GradientTransformationExtraArgs`.
+
+    Raises:
+      TypeError: an argument has a wrong type.
+      ValueError: an argument is out of range.
+
+    >>> import jax.numpy as jnp, gradpart_jax as gp
+    >>> tx = gp.recipes.sgd(0.1, "devices", ratio=50)
+    >>> gp.params_axis(tx.init(jnp.zeros(4)))
+    0
+    """
+    decay = _decay(weight_decay, mask)
+    masked = exchange is None and replicate and momentum
+    if masked:
+        compression["momentum"] = momentum
+    before = decay + ([optax.trace(momentum)] if momentum and not masked else [])
+    meeting = _exchange(axis_name, ratio, every, exchange, compression)
+    return _assemble(before, [_rate(learning_rate)], clip, meeting, every, replicate)
+
+
+def adam(
+    learning_rate: Rate,
+    axis_name: AxisName = None,
+    *,
+    ratio: float = 100.0,
+    every: int = 1,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    clip: float | None = 1.0,
+    exchange: optax.GradientTransformation | None = None,
+    replicate: bool = False,
+    **compression: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """Adam: `adamw` without weight decay.
+
+    Args:
+      learning_rate: a number or a schedule.
+      axis_name: see this module, as for all that is not listed here.
+      ratio: of payload bytes.
+      every: local steps to an exchange.
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+      eps: added to the root of the second moment.
+      clip: largest norm of a local gradient.
+      exchange: in place of `partition_compress`.
+      replicate: whether parameters are the same on every device at every step.
+      **compression: of `gp.partition_compress`.
+
+    Returns:
+      An `optax.GradientTransformationExtraArgs`.
+
+    Raises:
+      TypeError: an argument has a wrong type.
+      ValueError: an argument is out of range.
+    """
+    return adamw(
+        learning_rate,
+        axis_name,
+        ratio=ratio,
+        every=every,
+        b1=b1,
+        b2=b2,
+        eps=eps,
+        weight_decay=0.0,
+        clip=clip,
+        exchange=exchange,
+        replicate=replicate,
+        **compression,
+    )
+
+
+def adamw(
+    learning_rate: Rate,
+    axis_name: AxisName = None,
+    *,
+    ratio: float = 100.0,
+    every: int = 1,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 1e-4,
+    mask: Any = None,
+    clip: float | None = 1.0,
+    exchange: optax.GradientTransformation | None = None,
+    replicate: bool = False,
+    **compression: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """AdamW on each device; with `replicate`, decoupled weight decay and learning rate come behind the exchange.
+
+    Args:
+      learning_rate: a number or a schedule.
+      axis_name: see this module, as for all that is not listed here.
+      ratio: of payload bytes.
+      every: local steps to an exchange.
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+      eps: added to the root of the second moment.
+      weight_decay: times the learning rate, what of the parameters is taken off.
+      mask: which leaves that takes; None for all.
+      clip: largest norm of a local gradient.
+      exchange: in place of `partition_compress`.
+      replicate: whether parameters are the same on every device at every step.
+      **compression: of `gp.partition_compress`.
+
+    Returns:
+      An `optax.GradientTransformationExtraArgs`.
+
+    Raises:
+      TypeError: an argument has a wrong type.
+      ValueError: an argument is out of range.
+
+    >>> import jax.numpy as jnp, gradpart_jax as gp
+    >>> state = gp.recipes.adamw(1e-3, "devices", ratio=100, replicate=True).init(jnp.zeros(4))
+    >>> gp.state_axes(state)[0].inner[1].mu
+    0
+    """
+    moments = optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
+    after = [*_decay(weight_decay, mask), _rate(learning_rate)]
+    return _assemble(
+        [moments], after, clip, _exchange(axis_name, ratio, every, exchange, compression), every, replicate
+    )
+
+
+def lion(
+    learning_rate: Rate,
+    axis_name: AxisName = None,
+    *,
+    ratio: float = 100.0,
+    every: int = 1,
+    b1: float = 0.9,
+    b2: float = 0.99,
+    weight_decay: float = 1e-3,
+    mask: Any = None,
+    clip: float | None = 1.0,
+    exchange: optax.GradientTransformation | None = None,
+    replicate: bool = False,
+    **compression: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """Lion on each device; with `replicate`, all but the clipping comes behind the exchange.
+
+    There Lion's momentum carries an entry on between two sendings, so that its sign is not 0.
+
+    Args:
+      learning_rate: a number or a schedule.
+      axis_name: see this module, as for all that is not listed here.
+      ratio: of payload bytes.
+      every: local steps to an exchange.
+      b1: share of the momentum in the sign.
+      b2: decay of the momentum.
+      weight_decay: times the learning rate, what of the parameters is taken off.
+      mask: which leaves that takes; None for all.
+      clip: largest norm of a local gradient.
+      exchange: in place of `partition_compress`.
+      replicate: whether parameters are the same on every device at every step.
+      **compression: of `gp.partition_compress`.
+
+    Returns:
+      An `optax.GradientTransformationExtraArgs`.
+
+    Raises:
+      TypeError: an argument has a wrong type.
+      ValueError: an argument is out of range.
+    """
+    after = [optax.scale_by_lion(b1=b1, b2=b2), *_decay(weight_decay, mask), _rate(learning_rate)]
+    return _assemble([], after, clip, _exchange(axis_name, ratio, every, exchange, compression), every, replicate)
+
+
+def muon(
+    learning_rate: Rate,
+    axis_name: AxisName = None,
+    *,
+    ratio: float = 100.0,
+    every: int = 1,
+    clip: float | None = 1.0,
+    exchange: optax.GradientTransformation | None = None,
+    replicate: bool = False,
+    muon_options: dict[str, Any] | None = None,
+    **compression: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """Muon on each device, Adam for what is no matrix; with `replicate`, all but clipping comes behind the exchange.
+
+    Args:
+      learning_rate: a number or a schedule.
+      axis_name: see this module, as for all that is not listed here.
+      ratio: of payload bytes.
+      every: local steps to an exchange.
+      clip: largest norm of a local gradient.
+      exchange: in place of `partition_compress`.
+      replicate: whether parameters are the same on every device at every step.
+      muon_options: of `optax.contrib.muon`, such as {"weight_decay": 0.1}.
+      **compression: of `gp.partition_compress`.
+
+    Returns:
+      An `optax.GradientTransformationExtraArgs`.
+
+    Raises:
+      TypeError: an argument has a wrong type.
+      ValueError: an argument is out of range.
+    """
+    after = [contrib.muon(learning_rate, **(muon_options or {}))]
+    return _assemble([], after, clip, _exchange(axis_name, ratio, every, exchange, compression), every, replicate)
+
+
+def _assemble(
+    before: list[optax.GradientTransformation],
+    after: list[optax.GradientTransformation],
+    clip: float | None,
+    exchange: optax.GradientTransformation,
+    every: int,
+    replicate: bool,
+) -> optax.GradientTransformationExtraArgs:
+    """Let each device do it all; or chain clip, what each does by itself, exchange, and the rest."""
+    check_number("clip", clip, above=0.0, optional=True)
+    clipping = [] if clip is None else [optax.clip_by_global_norm(clip)]
+    if not replicate:
+        return local_updates(optax.chain(*clipping, *before, *after), every=every, exchange=exchange)
+    if every > 1:
+        raise ValueError(f"every={every} steps of each device's own and replicate=True exclude one another: drop one")
+    own = [local(optax.chain(*clipping, *before))] if before else clipping
+    return optax.chain(*own, exchange, *after)
+
+
+def _exchange(
+    axis_name: AxisName,
+    ratio: float,
+    every: int,
+    exchange: optax.GradientTransformation | None,
+    compression: dict[str, Any],
+) -> optax.GradientTransformation:
+    check_integer("every", every, 1, 2**31 - 1)
+    if exchange is not None:
+        if compression:
+            raise ValueError(f"{', '.join(compression)}: arguments of partition_compress, which exchange stands in for")
+        return exchange
+    check_number("ratio", ratio, at_least=1.0, static=True)
+    if ratio < every:
+        raise ValueError(f"every={every} steps to a dense exchange save more than ratio={ratio:g}: raise the ratio")
+    return partition_compress(axis_name, ratio=ratio / every, **compression)
+
+
+def _decay(weight_decay: float, mask: Any) -> list[optax.GradientTransformation]:
+    return [optax.add_decayed_weights(weight_decay, mask)] if weight_decay else []
+
+
+def _rate(learning_rate: Rate) -> optax.GradientTransformation:
+    return optax.scale_by_learning_rate(learning_rate)

@@ -1,0 +1,247 @@
+"""Steps of each device's own, exchanges of what has changed, and the recipes made of them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+
+import gradpart_jax as gp
+from gradpart_jax.transform import find_state
+
+pytestmark = pytest.mark.xdist_group("local")
+
+W, AXIS, STEPS = 4, "w", 6
+PARAMS = {"bias": jnp.zeros(7), "kernel": jnp.zeros((40, 50))}
+TARGET = jax.tree.map(lambda x: jax.random.normal(jax.random.key(x.size), x.shape), PARAMS)
+
+
+def few(density: float = 0.05) -> optax.GradientTransformation:
+    return gp.compress(gp.baselines.topk(density), AXIS)
+
+
+def stack(tree):
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (W, *jnp.shape(x))), tree)
+
+
+def gradient(params, step, device):
+    """Of a quadratic that no two devices see alike."""
+    keys = jax.random.split(jax.random.fold_in(jax.random.fold_in(jax.random.key(0), step), device), 2)
+    noise = jax.tree.unflatten(jax.tree.structure(params), list(keys))
+    return jax.tree.map(
+        lambda p, t, key: p - t.astype(p.dtype) + jax.random.normal(key, p.shape, p.dtype), params, TARGET, noise
+    )
+
+
+def advance(tx, params, state, step, device):
+    updates, state = tx.update(gradient(params, step, device), state, params)
+    return gp.apply_updates(params, updates, state), state
+
+
+@functools.cache
+def by_vmap(tx):
+    one = functools.partial(advance, tx)
+    return jax.jit(jax.vmap(one, (0, 0, None, 0), axis_name=AXIS))
+
+
+def train(tx, steps: int, like=PARAMS):
+    """Parameters, state, and the statistics of every step, over devices by vmap."""
+    params, state, seen = stack(like), stack(tx.init(like)), []
+    for step in range(steps):
+        params, state = by_vmap(tx)(params, state, step, jnp.arange(W))
+        seen.append(jax.tree.map(lambda x: np.asarray(x)[0], gp.stats(state)))
+    return params, state, seen
+
+
+def equal_over_devices(tree) -> bool:
+    return all(
+        np.array_equal(np.asarray(x), np.broadcast_to(np.asarray(x)[:1], x.shape)) for x in jax.tree.leaves(tree)
+    )
+
+
+def test_an_uncompressed_exchange_averages_what_plain_local_steps_give() -> None:
+    every = 3
+    tx = gp.local_updates(optax.sgd(0.1, momentum=0.9), every=every, exchange=gp.dense_mean(AXIS), keep_own=0)
+    params, _, seen = train(tx, STEPS)
+    own = np.zeros((W, 2007))
+    speed = np.zeros_like(own)
+    shape = lambda x: {"bias": jnp.float32(x[:7]), "kernel": jnp.float32(x[7:].reshape(40, 50))}  # noqa: E731
+    for step in range(STEPS):
+        g = [np.concatenate([x.ravel() for x in jax.tree.leaves(gradient(shape(own[d]), step, d))]) for d in range(W)]
+        speed = 0.9 * speed + np.stack(g)
+        own = own - 0.1 * speed
+        if step % every == every - 1:
+            own[:] = own.mean(0)
+    got = np.concatenate([np.asarray(x).reshape(W, -1) for x in jax.tree.leaves(params)], axis=1)
+    np.testing.assert_allclose(got, own, atol=1e-5)
+    # Bits are spent at each third step, and the ratio is that of a period
+    assert [s.payload_bits > 0 for s in seen] == [False, False, True] * 2
+    assert [float(s.payload_ratio) for s in seen] == [1, 1, 3, 3, 3, 3]
+    dense, spent = (sum(float(getattr(s, k)) for s in seen) for k in ("dense_link_bits", "link_bits"))
+    assert dense / spent == 3
+
+
+def test_an_outer_optimizer_steps_on_the_mean_change() -> None:
+    make = functools.partial(gp.local_updates, optax.sgd(0.1), every=2, exchange=gp.dense_mean(AXIS), keep_own=0)
+    whole, part = (train(tx, 2)[0] for tx in (make(), make(outer=optax.sgd(0.5))))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, 2 * b, rtol=1e-5), whole, part)
+
+
+@pytest.mark.parametrize(("every", "keep_own"), [(1, None), (3, 0)])
+def test_pmap_vmap_and_shard_map_give_the_same_bits_and_devices_agree(every: int, keep_own: float | None) -> None:
+    # The rate is a power of two: another product would be contracted with the sum in some programs only
+    tx = gp.local_updates(optax.sgd(0.125), every=every, exchange=few(), keep_own=keep_own)
+    state = tx.init(PARAMS)
+    axes = gp.state_axes(state)
+    mesh = jax.make_mesh((W,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:W])
+    missing = lambda a: a is None  # noqa: E731
+    specs = jax.tree.map(lambda a: PartitionSpec() if a is None else PartitionSpec(AXIS), axes, is_leaf=missing)
+    by_pmap = jax.pmap(functools.partial(advance, tx), AXIS, in_axes=(0, axes, None, 0), out_axes=(0, axes))
+
+    def on_shard(params, state, step, device):
+        inside = lambda tree, axes: jax.tree.map(  # noqa: E731
+            lambda x, a: x if a is None else x[0], tree, axes, is_leaf=missing
+        )
+        params, state = advance(tx, jax.tree.map(lambda x: x[0], params), inside(state, axes), step, device[0])
+        return jax.tree.map(lambda x: x[None], params), jax.tree.map(
+            lambda x, a: x if a is None else x[None], state, axes, is_leaf=missing
+        )
+
+    own = PartitionSpec(AXIS)
+    by_shard = jax.jit(
+        jax.shard_map(
+            on_shard, mesh=mesh, in_specs=(own, specs, PartitionSpec(), own), out_specs=(own, specs), check_vma=False
+        )
+    )
+    mixed = jax.tree.map(lambda x, a: x if a is None else stack(x), state, axes, is_leaf=missing)
+    devices = jnp.arange(W)
+    v, p, s = (stack(PARAMS), stack(state)), (stack(PARAMS), mixed), (stack(PARAMS), mixed)
+    for step in range(STEPS):
+        v, p, s = (run(*of, step, devices) for run, of in ((by_vmap(tx), v), (by_pmap, p), (by_shard, s)))
+        for found in (p, s):
+            jax.tree.map(np.testing.assert_array_equal, found[0], v[0])
+        # What all share is the same, bit for bit; after an exchange without keep_own so are the parameters
+        assert equal_over_devices(gp.agreed(*v))
+        assert equal_over_devices(v[0]) == (every > 1 and step % every == every - 1)
+    # Marked as replicated is what is, and nothing else: pmap would silently take one of differing values
+    marks = jax.tree.leaves(axes, is_leaf=missing)
+    for leaf, axis in zip(jax.tree.leaves(v[1]), marks, strict=True):
+        assert axis == 0 or equal_over_devices(leaf)
+    assert gp.params_axis(state) == 0
+
+
+def test_a_device_goes_on_from_what_it_has_not_sent_and_nothing_is_lost() -> None:
+    tx = gp.local_updates(optax.sgd(0.1), every=1, exchange=few())
+    params, state, _ = train(tx, STEPS)
+    owed = np.asarray(find_state(state).memory.residual)
+    ahead = jax.tree.map(lambda a, p: np.asarray(a - p), gp.agreed(params, state), params)
+    np.testing.assert_allclose(owed[:, :7], ahead["bias"], atol=1e-6)
+    np.testing.assert_allclose(owed[:, 32:2032], ahead["kernel"].reshape(W, -1), atol=1e-6)
+    assert np.abs(owed).max() > 0.01
+    # Of local steps it goes on from the half
+    params, state, _ = train(gp.local_updates(optax.sgd(0.1), every=2, exchange=few()), 4)
+    ahead = gp.agreed(params, state)["bias"] - params["bias"]
+    np.testing.assert_allclose(0.5 * find_state(state).memory.residual[:, :7], ahead, atol=1e-6)
+    forgetful = gp.compress(gp.baselines.topk(0.1), AXIS, error_feedback=False)
+    tx = gp.local_updates(optax.sgd(0.1), every=1, exchange=forgetful, keep_own=1.0)
+    with pytest.raises(ValueError, match="leave error_feedback on"):
+        tx.init(PARAMS)
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_gradient_that_is_not_finite_costs_its_device_one_step(every: int) -> None:
+    tx = gp.local_updates(optax.adam(0.1), every=every, exchange=few())
+    params, state = stack(PARAMS), stack(tx.init(PARAMS))
+    run = jax.jit(jax.vmap(tx.update, axis_name=AXIS))
+    grads = jax.vmap(lambda d: gradient(PARAMS, 0, d))(jnp.arange(W))
+    grads["bias"] = grads["bias"].at[1, 3].set(jnp.nan)
+    updates, after = run(grads, state, params)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((updates, after)))
+    assert after.skipped.tolist() == [0, 1, 0, 0]
+    assert after.inner[0].count.tolist() == [1, 0, 1, 1]
+
+
+def test_a_transformation_before_the_exchange_is_marked_and_keeps_its_state_from_bad_numbers() -> None:
+    tx = optax.chain(gp.local(optax.scale_by_adam()), few(), optax.scale(-0.1))
+    state = tx.init(PARAMS)
+    assert set(jax.tree.leaves(gp.state_axes(state)[0])) == {0}
+    bad = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), stack(PARAMS))
+    updates, after = jax.jit(jax.vmap(tx.update, axis_name=AXIS))(bad, stack(state))
+    assert not any(np.any(x) for x in jax.tree.leaves(updates))
+    jax.tree.map(np.testing.assert_array_equal, after[0], stack(state)[0])
+    assert gp.stats(after).nonfinite.tolist() == [1] * W
+
+
+def test_parameters_of_short_floats_are_agreed_on_too() -> None:
+    short = jax.tree.map(lambda x: x.astype(jnp.bfloat16), PARAMS)
+    tx = gp.local_updates(optax.sgd(0.1), every=2, exchange=few(), keep_own=0)
+    params, state, _ = train(tx, 4, short)
+    assert equal_over_devices(params)
+    assert {x.dtype for x in jax.tree.leaves((params, state.anchor))} == {jnp.dtype(jnp.bfloat16)}
+
+
+def loss_of(params) -> float:
+    return float(sum(jnp.sum((p[0] - t) ** 2) for p, t in zip(*map(jax.tree.leaves, (params, TARGET)), strict=True)))
+
+
+RATE = optax.cosine_decay_schedule(0.1, 60)
+RECIPES = {
+    "sgd": functools.partial(gp.recipes.sgd, RATE),
+    "adamw": functools.partial(gp.recipes.adamw, RATE),
+    "lion": functools.partial(gp.recipes.lion, RATE),
+    "muon": functools.partial(gp.recipes.muon, optax.cosine_decay_schedule(0.5, 60)),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        ("sgd", {"every": 1}),
+        ("adamw", {"every": 1}),
+        ("adamw", {"every": 4}),
+        ("adamw", {"replicate": True}),
+        ("lion", {"every": 4}),
+        ("muon", {"every": 1}),
+    ],
+)
+def test_recipes_learn_nearly_what_dense_training_learns(name: str, way: dict) -> None:
+    dense = RECIPES[name](exchange=gp.dense_mean(AXIS), replicate=True)
+    tx = RECIPES[name](exchange=few(0.05 * way.get("every", 1)), **way)
+    best, nothing = loss_of(train(dense, 60)[0]), loss_of(stack(PARAMS))
+    params, state, _ = train(tx, 60)
+    assert loss_of(gp.agreed(params, state)) - best < 0.15 * (nothing - best)
+    assert equal_over_devices(gp.agreed(params, state))
+    marks = jax.tree.leaves(gp.state_axes(state), is_leaf=lambda a: a is None)
+    for leaf, axis in zip(jax.tree.leaves(state), marks, strict=True):
+        assert axis == 0 or equal_over_devices(leaf)
+
+
+def test_a_recipe_compresses_by_partition_at_the_ratio_asked_for() -> None:
+    tx = gp.recipes.adamw(RATE, AXIS, ratio=40, every=2, learn_every=0)
+    _, _, seen = train(tx, 40)
+    assert sum(s.dense_payload_bits for s in seen) / sum(s.payload_bits for s in seen) == pytest.approx(40, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: gp.recipes.adamw(0.1, every=0), "every=0 is out of range"),
+        (lambda: gp.recipes.adamw(0.1, ratio=0.5), "ratio=0.5 is out of range"),
+        (lambda: gp.recipes.adamw(0.1, ratio=4, every=8), "raise the ratio"),
+        (lambda: gp.recipes.adamw(0.1, every=2, replicate=True), "exclude one another"),
+        (lambda: gp.recipes.sgd(0.1, clip=0.0), "clip=0.0 is out of range"),
+        (lambda: gp.recipes.sgd(0.1, exchange=gp.dense_mean(), rungs=2), "rungs: arguments of partition_compress"),
+        (lambda: gp.local_updates(optax.sgd(0.1), every=0, exchange=gp.dense_mean()), "every=0"),
+        (lambda: gp.agreed(PARAMS, [gp.recipes.lion(0.1).init(PARAMS)] * 2), "holds 2 states"),
+        (
+            lambda: (lambda tx: tx.update(PARAMS, tx.init(PARAMS)))(gp.recipes.lion(0.1)),
+            "needs the parameters",
+        ),
+    ],
+)
+def test_bad_arguments_are_named(make, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make()
