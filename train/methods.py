@@ -216,6 +216,8 @@ def tuned(config: Settings, label: Label) -> Settings:
       step, before the optimizer, where its label does not say otherwise.
     """
     values: dict[str, Any] = {"local_steps": 1, "recipe": "before"} if label.kind in PLAIN else {}
+    if label.options.get("recipe", "local") != "local":
+        values["local_steps"] = 1
     return change(config, **values | {key: value for key, value in label.options.items() if key in TUNED})
 
 
@@ -238,13 +240,13 @@ def build(
       UsageError: the constructor refuses an option.
     """
     settings = settings_of(label, exchange)
-    known = _parameters(label.kind)
-    if "ratio" in known and ratio < exchange.local_steps:
+    known, every = _parameters(label.kind), exchange.local_steps or 1
+    if "ratio" in known and ratio < every:
         raise UsageError(
-            f"--local-steps {exchange.local_steps} saves more than the payload ratio of {ratio:g} asked of "
+            f"--local-steps {every} saves more than the payload ratio of {ratio:g} asked of "
             f"{label.text}: ask for a higher ratio or budget, or take fewer local steps"
         )
-    given = {"ratio": ratio / exchange.local_steps, "devices": devices}
+    given = {"ratio": ratio / every, "devices": devices}
     settings |= {name: value for name, value in given.items() if name in known}
     try:
         return label.method.make(axis_name, **settings)

@@ -25,7 +25,7 @@ ABLATED = (
     "partition:local_steps=4,error_feedback=false",
     "topk:local_steps=4",  # no partition: exact, one region, float32 values
     "sidco:local_steps=4",  # a threshold by a closed-form fit
-    "partition",
+    "partition:local_steps=1",
     "partition:recipe=after",
     "partition:recipe=before",
     "partition:recipe=before,momentum=0.9",
@@ -35,7 +35,7 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
     {
         "headline": Study(
             STDLIB,
-            "dense,partition,partition:local_steps=4,topk:local_steps=4,"
+            "dense,partition:local_steps=1,partition:local_steps=4,topk:local_steps=4,"
             "dgc:local_steps=4,momentum=none,powersgd:local_steps=4",
             "100",
             3,
@@ -46,7 +46,7 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
         "ablation": Study(MappingProxyType({**STDLIB, "steps": 1000}), "dense," + ",".join(ABLATED), "100", 1),
         "plane": Study(
             MappingProxyType({**STDLIB, "steps": 1000}),
-            "dense,partition," + ",".join(f"partition:local_steps={steps}" for steps in (2, 4, 8, 16)),
+            "dense," + ",".join(f"partition:local_steps={steps}" for steps in (1, 2, 4, 8, 16)),
             "30,100,300,1000",
             1,
         ),
