@@ -83,18 +83,15 @@ class Exchange:
     exchange: Literal["all_gather", "reduce_scatter", "leader", "auto"] = "auto"
     """How payloads travel: to all devices, by owners of shares, by a leader's positions; auto goes by the number."""
     recipe: Literal["local", "after", "before"] | None = None
-    """Where the exchange stands: local, each device runs the optimizer by itself, and the change of its parameters is
-    exchanged; after moments or momentum, which each device has of its own; or before the whole optimizer. None takes
-    the optimizer's: sgd before, adam and adamw local. Uncompressed training always has it before."""
+    """Exchange what local optimizers changed, or after moments, or before all; None: sgd before, adam and adamw local."""
     local_steps: int | None = None
-    """Steps between two exchanges, each of which sends so many times more; more than 1 makes the recipe local. None
-    takes 4 where the recipe is local, else 1."""
+    """Steps between two exchanges, which send so many times more; None takes 4 where the recipe is local, else 1."""
     warmup_steps: int = 0
     """First steps exchanged uncompressed; they cost as much as a hundred compressed ones each."""
     momentum_correction: float | None = None
     """Momentum on each device, before compression (DGC); sgd then has none of its own."""
     entropy_rule: str = "entropy"
-    """How entropy shares the budget among layers: fixed, entropy or perplexity."""
+    """How the budget is shared among layers: fixed, entropy, perplexity or energy."""
     family: str = "pareto"
     """Family of forecast distributions: laplace, normal, generalised_normal, gamma, pareto or mixture."""
     dense_reference: bool = True
