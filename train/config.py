@@ -83,7 +83,7 @@ class Exchange:
     exchange: Literal["all_gather", "reduce_scatter", "leader", "auto"] = "auto"
     """How payloads travel: to all devices, by owners of shares, by a leader's positions; auto goes by the number."""
     recipe: Literal["local", "after", "before"] | None = None
-    """Exchange what local optimizers changed, or after moments, or before all; None: sgd before, adam and adamw local."""
+    """Exchange what local optimizers changed, or after moments, or before all; None: sgd before, adam(w) local."""
     local_steps: int | None = None
     """Steps between two exchanges, which send so many times more; None takes 4 where the recipe is local, else 1."""
     warmup_steps: int = 0
