@@ -31,7 +31,7 @@ SKIPPED = 2  # first steps, which are not counted: the first compiles, the secon
 UNITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
 MODEL = [
     "--data", "stdlib", "--model", "transformer", "--width", "256", "--layers", "4", "--heads", "8", "--window", "16",
-    "--eval-every", "1000000",
+    "--eval-every", "1000000", "--local-steps", "1",
 ]  # fmt: skip
 
 
@@ -43,7 +43,7 @@ class Args:
     """Number of hosts."""
     rate: str = "20mbit"
     """Rates of each host's link, both ways, separated by commas, such as 5mbit,20mbit,100mbit."""
-    methods: str = "dense,partition,powersgd"
+    methods: str = "dense,partition:exchange=all_gather,partition:exchange=reduce_scatter,powersgd"
     """Methods, separated by commas, as of train.compare."""
     ratio: float = 100.0
     """Payload ratio asked of the methods that have one."""
