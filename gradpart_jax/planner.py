@@ -248,9 +248,14 @@ def _sizes(layout: Layout, exchange: str, ratio: float, devices: int) -> Plan:
 
 
 def _mildest(estimates: list[Estimate], bound: float) -> Estimate:
-    """Choose the lowest ratio within a bound, the fastest at it; the fastest of all if none is."""
+    """Choose the lowest ratio within a bound, the fastest at it; the fastest of all if none is.
+
+    One device's positions suit the others less: a leader is the last choice at a ratio.
+    """
     fit = [one for one in estimates if one.step_s <= bound]
-    return min(fit, key=lambda one: (one.ratio, one.step_s)) if fit else min(estimates, key=lambda one: one.step_s)
+    if fit:
+        return min(fit, key=lambda one: (one.ratio, one.exchange == "leader", one.step_s))
+    return min(estimates, key=lambda one: one.step_s)
 
 
 def _layout(params: Any) -> tuple[Layout, int]:

@@ -22,16 +22,17 @@ def make(folder: Path, wanted: dict, **changes) -> compare.Comparison:
 
 
 def test_a_budget_is_of_link_bits(tmp_path) -> None:
-    entries = compare.plan(make(tmp_path, {"methods": "dense,partition", "budgets": "10,40", "seeds": 2}, devices=8))
-    assert [(e.label.text, e.budget, e.ratio, e.seed) for e in entries] == [
-        ("dense", None, 1.0, 0),
-        ("dense", None, 1.0, 1),
-        ("partition", 10.0, 40.0, 0),
-        ("partition", 10.0, 40.0, 1),
-        ("partition", 40.0, 160.0, 0),
-        ("partition", 40.0, 160.0, 1),
+    asked = {"methods": "dense,partition,partition:exchange=all_gather", "budgets": "9,36", "seeds": 2}
+    entries = compare.plan(make(tmp_path, asked, devices=8))
+    assert [(e.label.text, e.budget, e.ratio) for e in entries[::2]] == [
+        ("dense", None, 1.0),
+        ("partition", 9.0, 8.0),
+        ("partition", 36.0, 32.0),
+        ("partition:exchange=all_gather", 9.0, 36.0),
+        ("partition:exchange=all_gather", 36.0, 144.0),
     ]
-    assert entries[2].folder == "partition-10x-seed0"
+    assert [e.seed for e in entries] == [0, 1] * 5
+    assert entries[2].folder == "partition-9x-seed0"
     assert entries[0].folder == "dense-1x-seed0"
 
 
