@@ -84,7 +84,7 @@ def test_the_mildest_ratio_that_keeps_to_the_wanted_step_is_chosen() -> None:
 def test_chips_of_a_host_share_its_link() -> None:
     flat, deep = (gp.plan(25 * N, 64, 100, compute_s=0.5, chips=c, inner_gbit=400) for c in (1, 8))
     assert deep.devices == 8
-    assert deep.best.step_s < flat.best.step_s
+    assert deep.best.link_s < flat.best.link_s
     assert deep.best.inner_s == pytest.approx(2 * 7 / 8 * 32 * 25 * N / 400e9)
 
 
