@@ -98,7 +98,7 @@ def deal_words(words: jax.Array, devices: int) -> jax.Array:
 
     >>> import jax.numpy as jnp
     >>> deal_words(jnp.arange(6, dtype=jnp.uint32), 2).tolist()
-    [[0, 3, 4], [1, 2, 5]]
+    [[0, 2, 5], [1, 3, 4]]
     """
     groups = jnp.pad(words, (0, -words.shape[0] % devices)).reshape(-1, devices)
     first = _turned(jnp.arange(groups.shape[0], dtype=jnp.int32), devices)

@@ -193,6 +193,7 @@ def test_memories_are_dealt_out_with_the_same_sum(before: int, after: int, seed:
     assert np.all(np.abs(found - wanted) <= np.spacing(np.abs(dealt[-1])))
 
 
+@pytest.mark.deep
 @pytest.mark.xdist_group("whole")
 def test_more_steps_go_on_from_the_end(whole) -> None:
     settings = config.change(whole, name="longer", resume=True, steps=22)

@@ -102,7 +102,7 @@ def test_installs_only_where_the_package_is_missing(
     ("name", "devices", "figures", "said"),
     [
         ("quickstart", 4, 2, "4 workers on 4 x"),
-        ("quickstart", 1, 2, "4 workers on 1 x"),
+        pytest.param("quickstart", 1, 2, "4 workers on 1 x", marks=pytest.mark.deep),
         ("anatomy", 4, 10, "decoded + memory equals gradient + memory: True"),
     ],
 )

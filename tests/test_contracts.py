@@ -71,7 +71,7 @@ WARM = partition(AXIS, warmup_steps=2, momentum=0.9, learn_every=3)
 DENSE = gp.dense_mean(AXIS)
 
 
-def test_replicas_are_bit_equal_for_200_steps_under_pmap_and_equal_vmap_and_shard_map() -> None:
+def test_replicas_are_bit_equal_for_80_steps_under_pmap_and_equal_vmap_and_shard_map() -> None:
     """The same updates, bit for bit, three ways; the pmapped step is traced once."""
     tx = partition(AXIS, learn_every=20, momentum=0.5, rungs=2)
     state = tx.init(PARAMS)
@@ -113,10 +113,10 @@ def test_replicas_are_bit_equal_for_200_steps_under_pmap_and_equal_vmap_and_shar
     )
     p_state = jax.tree.map(place, mixed, specs)
     s_state, v_state = mixed, stack(state)
-    for i in range(200):
+    for i in range(80):
         g = gradients(i)
         p_out, p_state = by_pmap(jax.tree.map(lambda x: place(x, PartitionSpec(AXIS)), g), p_state)
-        if i < 25:
+        if i < 15:
             v_out, v_state = many(tx)(g, v_state)
             s_out, s_state = by_shard(g, s_state)
             assert_equal(p_out, v_out)
@@ -328,9 +328,10 @@ def test_a_step_takes_the_smallest_rung_that_holds_every_device() -> None:
 
 
 def test_a_state_stacked_whole_works_under_pmap() -> None:
-    state = stack(DEFAULT.init(PARAMS))
-    out, new = jax.pmap(DEFAULT.update, AXIS)(gradients(0), state)
-    expected, _ = many(DEFAULT)(gradients(0), state)
+    tx = gp.compress(gp.baselines.topk(0.1), AXIS)
+    state = stack(tx.init(PARAMS))
+    out, new = jax.pmap(tx.update, AXIS)(gradients(0), state)
+    expected, _ = many(tx)(gradients(0), state)
     assert_equal(out, expected)
     assert gp.stats(new).sent.shape == (W,)
 
@@ -383,14 +384,17 @@ def run(tx, steps: int = 60) -> float:
     return float(squared(state.params))
 
 
+# What wraps a transformation sees none of its inside: a compressor that compiles fast serves.
+cheap = functools.partial(gp.compress, gp.baselines.topk(0.1))
+
 COMPOSED = {
     "chain": lambda: optax.chain(optax.clip_by_global_norm(1.0), unlearning(), optax.sgd(0.1)),
     "masked": lambda: optax.chain(
-        optax.masked(unlearning(), lambda p: jax.tree.map(lambda x: x.ndim > 1, p)), optax.adam(1e-2)
+        optax.masked(cheap(), lambda p: jax.tree.map(lambda x: x.ndim > 1, p)), optax.adam(1e-2)
     ),
     "multi_transform": lambda: optax.chain(
         optax.multi_transform(
-            {"big": unlearning(), "small": gp.dense_mean()},
+            {"big": cheap(), "small": gp.dense_mean()},
             lambda p: jax.tree.map(lambda x: "big" if x.ndim > 1 else "small", p),
         ),
         optax.adam(1e-2),
@@ -404,7 +408,7 @@ COMPOSED = {
     "MultiSteps": lambda: optax.MultiSteps(
         optax.chain(unlearning(), optax.adam(2e-2)), every_k_schedule=2
     ).gradient_transformation(),
-    "apply_if_finite": lambda: optax.apply_if_finite(optax.chain(unlearning(), optax.adam(1e-2)), 3),
+    "apply_if_finite": lambda: optax.apply_if_finite(optax.chain(cheap(), optax.adam(1e-2)), 3),
 }
 
 

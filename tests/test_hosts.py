@@ -83,10 +83,11 @@ def parts(folder: Path, step: int) -> dict[str, np.ndarray]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="processes are found by Linux's /proc")
-def test_two_processes_whose_worker_and_leader_are_killed_end_with_the_bits_of_one(tmp_path, data_dir) -> None:
-    options = [*FEW, *STEPS, "--workdir", str(tmp_path), "--data-dir", str(data_dir)]
+@pytest.mark.parametrize("method", ["topk", pytest.param("partition", marks=pytest.mark.deep)])
+def test_two_processes_whose_worker_and_leader_are_killed_end_with_the_bits_of_one(method, tmp_path, data_dir) -> None:
+    options = [*FEW, *STEPS, "--method", method, "--workdir", str(tmp_path), "--data-dir", str(data_dir)]
     launched = start("train.launch", "--processes", "2", "--", *options, "--name", "two")
-    written = tmp_path / "two" / "partition" / "metrics.jsonl"
+    written = tmp_path / "two" / method / "metrics.jsonl"
     last = time.monotonic() + 200
     for victim, lines in ((1, 12), (0, 35)):
         while not written.exists() or written.read_text().count("\n") < lines:
@@ -100,11 +101,11 @@ def test_two_processes_whose_worker_and_leader_are_killed_end_with_the_bits_of_o
     assert "[0] resumed at step" in said
     settings = config.make(
         model="mlp", batch=32, steps=60, eval_every=30, checkpoint_every=10, dense_reference=False, phases=False,
-        workdir=tmp_path, data_dir=data_dir, name="one", devices=4,
+        workdir=tmp_path, data_dir=data_dir, name="one", devices=4, method=method,
     )  # fmt: skip
     check.check(settings)
     loop.run(settings, Console(quiet=True))
-    one, two = tmp_path / "one" / "partition", tmp_path / "two" / "partition"
+    one, two = tmp_path / "one" / method, tmp_path / "two" / method
     assert metrics(two) == metrics(one)
     expected, found = parts(one, 60), parts(two, 60)
     assert expected.keys() == found.keys()

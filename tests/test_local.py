@@ -90,7 +90,7 @@ def test_an_outer_optimizer_steps_on_the_mean_change() -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, 2 * b, rtol=1e-5), whole, part)
 
 
-@pytest.mark.parametrize(("every", "keep_own"), [(1, None), (3, 0)])
+@pytest.mark.parametrize(("every", "keep_own"), [pytest.param(1, None, marks=pytest.mark.deep), (3, 0)])
 def test_pmap_vmap_and_shard_map_give_the_same_bits_and_devices_agree(every: int, keep_own: float | None) -> None:
     # The rate is a power of two: another product would be contracted with the sum in some programs only
     tx = gp.local_updates(optax.sgd(0.125), every=every, exchange=few(), keep_own=keep_own)

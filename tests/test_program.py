@@ -249,6 +249,7 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole_and_one_trace(tmp_path,
 
 
 @pytest.mark.slow
+@pytest.mark.deep
 def test_the_cifar10_preset_trains_on_mock_data(tmp_path) -> None:
     """Batch normalisation, augmentation and weight decay, through the whole program; mock data for the download."""
     with tfds.testing.mock_data(num_examples=32):
