@@ -323,3 +323,16 @@ def test_ef21_reaches_a_gradient_that_stays() -> None:
 def test_bad_arguments_are_named(arguments, error, words: str) -> None:
     with pytest.raises(error, match=words):
         arguments()
+
+
+def test_demo_of_thin_leaves_is_the_same_bits_by_pmap_and_vmap() -> None:
+    """Short transforms are not contracted with what stands around them."""
+    like = {"kernel": jnp.zeros((20, 30)), "thin": jnp.zeros((3, 1, 2))}
+    tx = gp.compress(gp.baselines.demo(4), "w", memory_decay=0.999)
+    state = jax.tree.map(lambda x: jnp.broadcast_to(x, (4, *jnp.shape(x))), tx.init(like))
+    by_vmap, by_pmap = jax.jit(jax.vmap(tx.update, axis_name="w")), jax.pmap(tx.update, "w")
+    one = other = (None, state)
+    for i in range(3):
+        g = jax.tree.map(lambda x, i=i: jax.random.normal(jax.random.key(i), (4, *x.shape)), like)
+        one, other = by_vmap(g, one[1]), by_pmap(g, other[1])
+        jax.tree.map(np.testing.assert_array_equal, one, other)

@@ -19,6 +19,8 @@ from gradpart_jax.scheme import Reduced, Report, Scheme, SchemeState, Settle, de
 from gradpart_jax.segments import Layout, loosen
 from gradpart_jax.varying import alike
 
+SHORT = 8  # sides of chunks whose transform is written out
+
 
 class Tiles(NamedTuple):
     """Segments whose matrices are cut into chunks of the same shape."""
@@ -169,11 +171,25 @@ def _basis(size: int) -> jax.Array:
 
 
 def _transform(chunks: jax.Array, tiles: Tiles) -> jax.Array:
-    return jnp.einsum("fh,chw,gw->cfg", _basis(tiles.height), chunks, _basis(tiles.width))
+    return _twice(_basis(tiles.height), chunks, _basis(tiles.width))
 
 
 def _transform_back(coefficients: jax.Array, tiles: Tiles) -> jax.Array:
-    return jnp.einsum("fh,cfg,gw->chw", _basis(tiles.height), coefficients, _basis(tiles.width))
+    return _twice(_basis(tiles.height).T, coefficients, _basis(tiles.width).T)
+
+
+def _twice(left: jax.Array, chunks: jax.Array, right: jax.Array) -> jax.Array:
+    """Multiply each chunk from both sides: float32[C, H, W]."""
+    # A short product, left to the compiler, is contracted with its surroundings in one program and not in another.
+    if max(left.shape[0], right.shape[0]) <= SHORT:
+        rows = _sum([left[None, :, h, None] * chunks[:, None, h] for h in range(left.shape[1])])
+        return _sum([rows[:, :, w, None] * right[None, None, :, w] for w in range(right.shape[1])])
+    return jnp.einsum("fh,chw,gw->cfg", left, chunks, right)
+
+
+def _sum(products: list[jax.Array]) -> jax.Array:
+    rounded = [jax.lax.reduce_precision(product, 8, 23) for product in products]
+    return functools.reduce(jnp.add, rounded)
 
 
 def _alone(kept: Kept) -> Kept:
