@@ -16,6 +16,20 @@ from gradpart_jax.varying import axes_of, vary
 AxisName: TypeAlias = Hashable | tuple[Hashable, ...] | None
 
 
+def names(axis: AxisName) -> tuple[Any, ...]:
+    """List the names in an axis argument.
+
+    Args:
+      axis: a name, a tuple of names, or None.
+
+    Returns:
+      The names.
+    """
+    if axis is None:
+        return ()
+    return axis if isinstance(axis, tuple) else (axis,)
+
+
 def axis_size(axis_name: AxisName) -> int:
     """Count the devices under an axis name.
 
@@ -43,7 +57,7 @@ def gather(payload: jax.Array, axis_name: AxisName) -> jax.Array:
     """
     if axis_name is None:
         return payload[None]
-    axes = frozenset(axis_name if isinstance(axis_name, tuple) else (axis_name,))
+    axes = frozenset(names(axis_name))
     if not axes & axes_of(payload):
         return jax.lax.all_gather(payload, axis_name)
     # Under check_vma=True: all devices get the same, and so does the type say.

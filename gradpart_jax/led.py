@@ -68,7 +68,7 @@ def step(
     width = field_bits(devices)
     fields = pack((steps + MOST).astype(jnp.uint32), width)
     # Fields do not overflow into one another, so that whole words can be added up; one more counts the non-finite.
-    broken = (~jnp.all(jnp.isfinite(vector))).astype(jnp.uint32)[None]
+    broken = (~finite).astype(jnp.uint32)[None]
     sums = total(jnp.concatenate([fields, broken]), axis_name)
     everywhere = sums[-1] == 0
     mean = unpack(sums[:-1], plan.entries, width).astype(jnp.int32) - MOST * devices

@@ -14,21 +14,7 @@ import jax.numpy as jnp
 
 from gradpart_jax import accounting
 from gradpart_jax.accounting import WORD_BITS, Wire
-from gradpart_jax.exchange import AxisName, axis_size, least, mean
-
-
-def names(axis: AxisName) -> tuple[Any, ...]:
-    """List the names in an axis argument.
-
-    Args:
-      axis: a name, a tuple of names, or None.
-
-    Returns:
-      The names.
-    """
-    if axis is None:
-        return ()
-    return axis if isinstance(axis, tuple) else (axis,)
+from gradpart_jax.exchange import AxisName, axis_size, least, mean, names
 
 
 def check_apart(axis_name: AxisName, inner_axis: AxisName, model_axis: AxisName) -> None:

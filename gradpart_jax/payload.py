@@ -8,6 +8,7 @@ A payload is data from outside: whatever its words, decoding gives in-range indi
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import cached_property
 from typing import NamedTuple
 
@@ -215,8 +216,25 @@ def fit_format(size: int, bits: float, *, key_share: float, key_bits: int, spars
         key = min(max(round(key_share * entries), 1), entries)
         return PayloadFormat(size, key, entries - key, key_bits, sparse_bits)
 
-    low, high = 1, max(size, 1)
+    return build(most_within(lambda entries: build(entries).bits, bits, size))
+
+
+def most_within(cost: Callable[[int], float], budget: float, most: int) -> int:
+    """Find the largest number whose cost is within a budget.
+
+    Args:
+      cost: of a number from 1 on; it rises with it.
+      budget: of the cost.
+      most: the largest number there is.
+
+    Returns:
+      The number; 1 where even that is over the budget.
+
+    >>> most_within(lambda number: 3.0 * number, 10.0, most=100)
+    3
+    """
+    low, high = 1, max(most, 1)
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if build(middle).bits <= bits else (low, middle - 1)
-    return build(low)
+        low, high = (middle, high) if cost(middle) <= budget else (low, middle - 1)
+    return low

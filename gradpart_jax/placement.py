@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from gradpart_jax.exchange import AxisName
-from gradpart_jax.meshes import names
+from gradpart_jax.exchange import AxisName, names
 from gradpart_jax.transform import CompressState, state_axes
 
 

@@ -81,7 +81,7 @@ def step(
     # Coarse values are equal to many others.
     chosen, _ = choose(passed, outlook, turn, shape, mine, spare=shape.entries)
     # The second header tells all devices what the owner has learnt from the first ones.
-    (cut, _), _ = replicated(means)(headers.trim, headers.key_scale)
+    (cut,), _ = replicated(means)(headers.trim)
     chosen = chosen._replace(candidates=jnp.sum(headers.candidates) // devices, trim=cut)
     words, sums = encode(chosen, bases, jnp.all(headers.finite), shape, mine)
     payloads = gather_payloads(words, axis_name)

@@ -9,7 +9,7 @@ from gradpart_jax import summaries
 from gradpart_jax.accounting import WORD_BITS
 from gradpart_jax.bits import WORD
 from gradpart_jax.codecs import index_codec
-from gradpart_jax.payload import HEADER_WORDS, PayloadFormat, fit_format
+from gradpart_jax.payload import HEADER_WORDS, PayloadFormat, fit_format, most_within
 from gradpart_jax.segments import Layout
 from gradpart_jax.shares import share_size
 
@@ -133,10 +133,11 @@ def led_bits(size: int, entries: int, devices: int) -> int:
 def _led(layout: Layout, budget: float, devices: int | None) -> tuple[tuple[PayloadFormat, ...], int]:
     """Find the format whose header and positions a leader sends, and how many these are."""
     assert devices is not None
-    low, high = 1, layout.total
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if led_bits(layout.total, middle, devices) <= budget else (low, middle - 1)
-    if led_bits(layout.total, low, devices) >= WORD_BITS * layout.elements:
+
+    def cost(entries: int) -> int:
+        return led_bits(layout.total, entries, devices)
+
+    entries = most_within(cost, budget, layout.total)
+    if cost(entries) >= WORD_BITS * layout.elements:
         return (), layout.elements
-    return (PayloadFormat(layout.total, low, 0),), low
+    return (PayloadFormat(layout.total, entries, 0),), entries

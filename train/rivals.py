@@ -13,6 +13,7 @@ import optax
 import gradpart_jax as gp
 from gradpart_jax.baselines.demo import tiles_of
 from gradpart_jax.baselines.powersgd import groups_of
+from gradpart_jax.payload import most_within
 from gradpart_jax.segments import Layout, layout_of
 from gradpart_jax.sparse import ratio_within
 
@@ -103,7 +104,7 @@ def rank(layout: Layout, bits: float, options: dict[str, Any]) -> int:
         low = {segment for g in groups for segment in g.segments}
         return WORD_BITS * (thin + sum(size for s, size in enumerate(layout.sizes) if s not in low))
 
-    return _largest(cost, bits * layout.elements, 256)
+    return most_within(cost, bits * layout.elements, 256)
 
 
 def width(layout: Layout, bits: float, options: dict[str, Any]) -> int:
@@ -118,13 +119,4 @@ def kept(layout: Layout, bits: float, options: dict[str, Any]) -> int:
         tiles = tiles_of(layout, keep, options.get("chunk", 64))
         return sum(t.chunks * t.keep * (WORD_BITS + math.ceil(math.log2(max(t.height * t.width, 2)))) for t in tiles)
 
-    return _largest(cost, bits * layout.elements, options.get("chunk", 64) ** 2)
-
-
-def _largest(cost: Callable[[int], float], budget: float, most: int) -> int:
-    """Find the largest number from 1 on whose cost, which rises with it, is within a budget."""
-    low, high = 1, most
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if cost(middle) <= budget else (low, middle - 1)
-    return low
+    return most_within(cost, bits * layout.elements, options.get("chunk", 64) ** 2)
