@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import digamma, gammaincc, gammaln
 
+from gradpart_jax.varying import alike
+
 Function: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
 SMALLEST, LARGEST = 1e-12, 1e8  # between which quantiles are looked for, in units of the scale
 
@@ -69,7 +71,8 @@ def bisected(survival: Function) -> Function:
             return jnp.where(above, middle, low), jnp.where(above, high, middle)
 
         start = jnp.broadcast_to(jnp.log(jnp.float32(SMALLEST)), jnp.broadcast_shapes(share.shape, shape.shape[:-1]))
-        low, high = jax.lax.fori_loop(0, 26, halve, (start, jnp.full_like(start, jnp.log(jnp.float32(LARGEST)))))
+        ends = alike((start, jnp.full_like(start, jnp.log(jnp.float32(LARGEST)))), share, shape)
+        low, high = jax.lax.fori_loop(0, 26, halve, ends)
         return jnp.exp((low + high) / 2)
 
     return quantile
