@@ -1,4 +1,4 @@
-"""A code for every element and a few scales, gathered from every device: how dense quantisers exchange."""
+"""How dense quantisers exchange: codes of all devices gathered, or dealt to owners of a part who merge them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from gradpart_jax import bits
-from gradpart_jax.accounting import WORD_BITS, gathered
-from gradpart_jax.exchange import AxisName, axis_size, gather
+from gradpart_jax.accounting import WORD_BITS, Wire, add, dealt, gathered
+from gradpart_jax.exchange import AxisName, axis_size, deal, gather
 from gradpart_jax.scheme import Reduced, Settle, dense_report
 from gradpart_jax.segments import Layout
 from gradpart_jax.varying import alike
@@ -56,8 +56,6 @@ def exchange_coded(
     layout: Layout,
     axis_name: AxisName,
     settle: Settle,
-    *,
-    owed: bool = True,
 ) -> Reduced:
     """Gather every device's codes, decode them in device order, and average.
 
@@ -72,7 +70,6 @@ def exchange_coded(
       layout: the segments.
       axis_name: the mapped axis.
       settle: takes what was sent.
-      owed: whether what was not sent is owed; False for a method that is not an approximation of its input.
 
     Returns:
       Reduced.
@@ -82,7 +79,7 @@ def exchange_coded(
     payloads = gather(words, axis_name)
     everywhere = jnp.all(jnp.isfinite(jax.vmap(lambda w: _scales(w, form))(payloads)))
     own = decode(coded.codes, jnp.where(everywhere, coded.scales, 0.0))
-    memory = settle(own if owed else vector, everywhere)
+    memory = settle(own, everywhere)
 
     def receive(total: jax.Array, words: jax.Array) -> tuple[jax.Array, None]:
         codes = bits.unpack(words[: form.code_words], form.elements, form.width)
@@ -97,6 +94,30 @@ def exchange_coded(
         wire=gathered(WORD_BITS * form.words, devices),
         report=dense_report(layout),
     )
+
+
+def merge_by_owners(
+    parts: jax.Array, merge: Callable[[jax.Array], jax.Array], axis_name: AxisName
+) -> tuple[jax.Array, Wire]:
+    """Deal each device its part of every device's vector, merge the parts there, and give the results to all.
+
+    Args:
+      parts: [W, m], this device's vector cut into one part for each owner.
+      merge: from [W, m], every device's numbers for one part, to [k].
+      axis_name: the mapped axis.
+
+    Returns:
+      [W, k], the owners' results in device order, the same on every device; and what it carried: 2 (W - 1) / W of a
+      vector on the link if k = m, whatever the number of devices.
+
+    >>> import jax.numpy as jnp
+    >>> merge_by_owners(jnp.array([[3, 4]]), lambda parts: parts.sum(axis=0), None)[0].tolist()
+    [[3, 4]]
+    """
+    devices = axis_size(axis_name)
+    merged = merge(deal(parts, axis_name))
+    sizes = [8 * array.dtype.itemsize * array.size for array in (parts, merged)]
+    return gather(merged, axis_name), add(dealt(sizes[0], devices), gathered(sizes[1], devices))
 
 
 def _write(coded: Coded, form: Form) -> jax.Array:

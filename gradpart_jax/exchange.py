@@ -58,6 +58,12 @@ def gather(payload: jax.Array, axis_name: AxisName) -> jax.Array:
     if axis_name is None:
         return payload[None]
     axes = frozenset(names(axis_name))
+    if len(axes) > 1 and not axes <= set(jax.sharding.get_abstract_mesh().axis_names):
+        # Under nested vmaps JAX gathers over one axis at a time only.
+        whole = payload
+        for name in reversed(names(axis_name)):
+            whole = jax.lax.all_gather(whole, name)
+        return whole.reshape(-1, *payload.shape)
     if not axes & axes_of(payload):
         return jax.lax.all_gather(payload, axis_name)
     # Under check_vma=True: all devices get the same, and so does the type say.

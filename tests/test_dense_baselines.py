@@ -106,11 +106,39 @@ def test_bfloat16_rounds_the_gradient_and_the_mean() -> None:
             np.testing.assert_array_equal(rounded(leaf), leaf)
 
 
-def test_signsgd_is_the_vote_of_the_majority() -> None:
-    for i, (out, memory, _) in enumerate(run(baselines.signsgd())):
+def test_signsgd_is_the_vote_of_the_majority_and_one_device_in_turn_decides_ties() -> None:
+    ties = 0
+    for i, (out, memory, _) in enumerate(run(baselines.signsgd(), steps=6)):
         for name, g in gradients(i).items():
-            np.testing.assert_array_equal(out[name], np.sign(sign(g).sum(0)))
+            votes = sign(g).sum(0)
+            np.testing.assert_array_equal(out[name], np.where(votes == 0, sign(g[i % W]), np.sign(votes)))
             assert not memory[name].any()
+            ties += np.sum(votes == 0)
+    assert ties > 1000
+
+
+def test_a_device_with_no_gradient_at_all_has_no_vote() -> None:
+    tx = gp.compress(baselines.signsgd(), AXIS)
+    step = jax.jit(jax.vmap(tx.update, axis_name=AXIS))
+    state = jax.tree.map(lambda x: jnp.broadcast_to(x, (3, *x.shape)), tx.init(jnp.zeros(2)))
+    votes = jnp.array([[-1.0, -1.0], [0.0, 0.0], [0.0, 1.0]])
+    # A zero of a device that votes is a plus; of the two that do, the first from device t on decides
+    for decides in (0, 2, 2, 0):
+        out, state = step(votes, state)
+        np.testing.assert_array_equal(out[0], sign(np.asarray(votes[decides])))
+    out, _ = step(jnp.zeros((3, 2)), state)
+    np.testing.assert_array_equal(out, 0.0)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3, 8])
+def test_signsgds_link_does_not_grow_with_the_devices(devices: int) -> None:
+    tx = gp.compress(baselines.signsgd(), AXIS)
+    gradient = jnp.ones((devices, 32 * 48))
+    state = jax.tree.map(lambda x: jnp.broadcast_to(x, (devices, *x.shape)), tx.init(gradient[0]))
+    _, state = jax.vmap(tx.update, axis_name=AXIS)(gradient, state)
+    part = 32 * (48 // devices + 1)
+    assert (gp.stats(state).payload_bits == (devices + 1) * part).all()
+    assert (gp.stats(state).link_bits == 2 * (devices - 1) * part).all()
 
 
 def test_int8_is_the_nearest_of_127_steps_in_each_block() -> None:

@@ -43,7 +43,7 @@ compress = functools.partial(gp.compress, gp.baselines.oktopk(0.1), momentum=0.5
 
 
 def nested(tx):
-    return jax.jit(jax.vmap(jax.vmap(lambda g, s: tx.update(g, s), axis_name="inner"), axis_name="outer"))
+    return jax.jit(jax.vmap(jax.vmap(tx.update, axis_name="inner"), axis_name="outer"))
 
 
 def on_mesh(tx):
@@ -72,6 +72,25 @@ def flat():
         return outs, state
 
     return run
+
+
+@pytest.mark.parametrize("scheme", [gp.baselines.dense("bfloat16"), gp.baselines.signsgd()], ids=["bfloat16", "signsgd"])
+def test_a_tuple_of_axes_is_one_axis(scheme) -> None:
+    """Both deal parts to owners, and gather: what has an order of devices has that of the tuple."""
+    tx, alone = (gp.compress(scheme, axes) for axes in (("outer", "inner"), "all"))
+    state = alone.init(PARAMS)
+    step = jax.jit(jax.vmap(alone.update, axis_name="all"))
+    ways = [(step, stack(state, 4)), (nested(tx), stack(state, 2, 2)), (on_mesh(tx), stack(state, 2, 2))]
+    for seed in range(2):
+        g = gradients(seed, 4)
+        outs = []
+        for at, (step, state) in enumerate(ways):
+            like = jax.tree.map(lambda x: x.reshape(-1, *x.shape[1:]) if at == 0 else x.reshape(2, 2, *x.shape[1:]), g)
+            out, state = jax.block_until_ready(step(like, state))
+            ways[at] = (step, state)
+            outs.append(jax.tree.map(lambda x: x.reshape(-1), (out, state)))
+        assert_equal(outs[0], outs[1])
+        assert_equal(outs[0], outs[2])
 
 
 def louder(seed: int):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from gradpart_jax.accounting import WORD_BITS, Wire, add, dealt, gathered, reduced
-from gradpart_jax.exchange import AxisName, axis_size, deal, gather, mean
+from gradpart_jax.accounting import WORD_BITS, Wire, reduced
+from gradpart_jax.coded import merge_by_owners
+from gradpart_jax.exchange import AxisName, axis_size, mean
 from gradpart_jax.feedback import Sent
 from gradpart_jax.scheme import Reduced, Scheme, SchemeState, Settle, dense_report
 from gradpart_jax.segments import Layout, loosen, tighten
@@ -68,10 +69,10 @@ def _mean(values: jax.Array, axis_name: AxisName) -> tuple[jax.Array, Wire]:
 def _half_mean(values: jax.Array, axis_name: AxisName) -> tuple[jax.Array, Wire]:
     devices = axis_size(axis_name)
     parts = jnp.pad(values, (0, -values.size % devices)).reshape(devices, -1)
-    mine = jnp.sum(_widened(deal(_halves(parts), axis_name)), axis=0)
-    means = _widened(gather(_halves(_round(mine / devices)), axis_name))
-    bits = HALF * parts.size
-    return means.reshape(-1)[: values.size], add(dealt(bits, devices), gathered(bits // devices, devices))
+    halves, wire = merge_by_owners(
+        _halves(parts), lambda dealt: _halves(_round(jnp.sum(_widened(dealt), axis=0) / devices)), axis_name
+    )
+    return _widened(halves).reshape(-1)[: values.size], wire
 
 
 def _round(values: jax.Array) -> jax.Array:
