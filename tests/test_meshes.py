@@ -74,23 +74,23 @@ def flat():
     return run
 
 
-@pytest.mark.parametrize("scheme", [gp.baselines.dense("bfloat16"), gp.baselines.signsgd()], ids=["bfloat16", "signsgd"])
+SCHEMES = {"bfloat16": gp.baselines.dense("bfloat16"), "signsgd": gp.baselines.signsgd()}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
 def test_a_tuple_of_axes_is_one_axis(scheme) -> None:
     """Both deal parts to owners, and gather: what has an order of devices has that of the tuple."""
     tx, alone = (gp.compress(scheme, axes) for axes in (("outer", "inner"), "all"))
-    state = alone.init(PARAMS)
-    step = jax.jit(jax.vmap(alone.update, axis_name="all"))
-    ways = [(step, stack(state, 4)), (nested(tx), stack(state, 2, 2)), (on_mesh(tx), stack(state, 2, 2))]
-    for seed in range(2):
-        g = gradients(seed, 4)
-        outs = []
-        for at, (step, state) in enumerate(ways):
-            like = jax.tree.map(lambda x: x.reshape(-1, *x.shape[1:]) if at == 0 else x.reshape(2, 2, *x.shape[1:]), g)
-            out, state = jax.block_until_ready(step(like, state))
-            ways[at] = (step, state)
-            outs.append(jax.tree.map(lambda x: x.reshape(-1), (out, state)))
-        assert_equal(outs[0], outs[1])
-        assert_equal(outs[0], outs[2])
+    flat = jax.jit(jax.vmap(alone.update, axis_name="all"))
+    ends = []
+    for step, axes in ((flat, (4,)), (nested(tx), (2, 2)), (on_mesh(tx), (2, 2))):
+        state, outs = stack(alone.init(PARAMS), *axes), []
+        for seed in range(2):
+            out, state = jax.block_until_ready(step(gradients(seed, *axes), state))
+            outs.append(out)
+        ends.append(jax.tree.map(lambda x: x.reshape(-1), (outs, state)))
+    assert_equal(ends[0], ends[1])
+    assert_equal(ends[0], ends[2])
 
 
 def louder(seed: int):
