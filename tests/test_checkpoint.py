@@ -21,7 +21,7 @@ from rich.console import Console
 import gradpart_jax as gp
 from gradpart_jax.segments import layout_of
 from gradpart_jax.shares import share_of
-from train import check, checkpoint, config, loop
+from train import check, config, loop, parts
 from train.checkpoint import Checkpoints
 from train.errors import UsageError
 from train.log import Journal, read
@@ -74,8 +74,8 @@ def make(folder: Path, data_dir: Path, **changes) -> config.Config:
 
 def arrays(folder: Path) -> dict[str, bytes]:
     newest = max((path for path in (folder / "checkpoints").iterdir()), key=lambda path: int(path.name))
-    found = checkpoint.PartHandler().restore(newest / checkpoint.ITEM)
-    header = json.loads(found.pop(checkpoint.FACTS).tobytes())
+    found = parts.PartHandler().restore(newest / parts.ITEM)
+    header = json.loads(found.pop(parts.FACTS).tobytes())
     header["facts"].pop("seconds")
     return {key: x.tobytes() for key, x in found.items()} | {"header": json.dumps(header).encode()}
 

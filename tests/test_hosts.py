@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 
-from train import agree, check, checkpoint, config, launch, loop, placing
+from train import agree, check, checkpoint, config, launch, loop, parts, placing
 from train.errors import DivergedError
 from train.log import read
 
@@ -65,14 +65,14 @@ def metrics(folder: Path) -> list[dict]:
     return [{k: v for k, v in line.items() if k != "seconds"} for line in read(folder / "metrics.jsonl")]
 
 
-def parts(folder: Path, step: int) -> dict[str, np.ndarray]:
+def arrays(folder: Path, step: int) -> dict[str, np.ndarray]:
     """The arrays of a checkpoint, its parts put together."""
     found = [
-        checkpoint.PartHandler().restore(path / str(step) / checkpoint.ITEM)
+        parts.PartHandler().restore(path / str(step) / parts.ITEM)
         for path in sorted(folder.glob(f"{checkpoint.FOLDER}*"))
     ]
     for one in found:
-        del one[checkpoint.FACTS]
+        del one[parts.FACTS]
     whole = {}
     for key, x in found[0].items():
         own = [one[key] for one in found]
@@ -107,7 +107,7 @@ def test_two_processes_whose_worker_and_leader_are_killed_end_with_the_bits_of_o
     loop.run(settings, Console(quiet=True))
     one, two = tmp_path / "one" / method, tmp_path / "two" / method
     assert metrics(two) == metrics(one)
-    expected, found = parts(one, 60), parts(two, 60)
+    expected, found = arrays(one, 60), arrays(two, 60)
     assert expected.keys() == found.keys()
     for key, x in expected.items():
         np.testing.assert_array_equal(found[key], x)

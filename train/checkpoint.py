@@ -1,13 +1,10 @@
-"""Checkpoints with orbax: all that a run needs to go on as if it had never stopped."""
+"""The checkpoints of a run with orbax: all that it needs to go on as if it had never stopped."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import json
 import shutil
 import socket
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,39 +12,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
 
 from train import hosts
 from train.errors import UsageError
-from train.placing import rows
+from train.parts import Part, assemble, devices_of, load, pack
 
 KEPT = 2
-OWNED = ".scheme.local"  # a leaf whose length may go by the number of devices: `owners` sees to it
-FACTS = "facts"
-FOLDER, ITEM, FILE = "checkpoints", "default", "part.npz"
+FOLDER = "checkpoints"
 SPARE = 2**20  # bytes that a checkpoint may need beside its arrays
-
-
-class PartHandler(ocp.CheckpointHandler):
-    """How orbax writes a part: its own way with arrays wants a disk that all processes share."""
-
-    def save(self, directory: epath.Path, args: PartArgs) -> None:
-        """Write a part into a fresh folder."""
-        with (directory / FILE).open("wb") as file:
-            np.savez(file, allow_pickle=False, **args.arrays)
-
-    def restore(self, directory: epath.Path | Path, args: ocp.args.CheckpointArgs | None = None) -> dict[str, Any]:
-        """Read a part; damage raises, for the file holds a checksum of each array."""
-        with (directory / FILE).open("rb") as file, np.load(file) as arrays:
-            return dict(arrays)
-
-
-@ocp.args.register_with_handler(PartHandler, for_save=True, for_restore=True)
-@dataclasses.dataclass
-class PartArgs(ocp.args.CheckpointArgs):
-    """Arrays by name."""
-
-    arrays: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class Found(NamedTuple):
@@ -57,19 +29,6 @@ class Found(NamedTuple):
     state: Any  # numpy arrays, with as many devices as it was saved with, or with those of this process
     facts: dict[str, Any]  # as given to `save`
     whole: bool  # whether the state has all devices' rows
-
-
-class Part(NamedTuple):
-    """What one process wrote: all that is replicated, and the rows of its own devices."""
-
-    arrays: dict[str, Any]
-    header: dict[str, Any]
-
-    @property
-    def place(self) -> tuple[int, int]:
-        """Number of the process, and how many there were."""
-        number, of = self.header.get("part", (0, 1))
-        return number, of
 
 
 class Checkpoints:
@@ -117,17 +76,13 @@ class Checkpoints:
     def _write(self, step: int, state: Any, facts: dict[str, Any]) -> None:
         if step in self._manager.all_steps():
             return
-        leaves, names = _leaves(rows(state))
-        sums = [zlib.crc32(np.ascontiguousarray(x).data) if x.size else 0 for x in leaves]
-        part = (hosts.index(), hosts.count())
-        text = json.dumps({"names": names, "sums": sums, "facts": facts, "part": part}).encode()
-        arrays = {str(i): x for i, x in enumerate(leaves) if x.size} | {FACTS: np.frombuffer(text, np.uint8)}
-        needed = sum(x.nbytes for x in arrays.values()) + SPARE
+        part = pack(state, facts)
+        needed = sum(x.nbytes for x in part.arrays.values()) + SPARE
         try:
             free = shutil.disk_usage(self._folder).free
             if free < needed:
                 raise OSError(f"{needed / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free")
-            self._manager.save(step, args=PartArgs(arrays), force=True)
+            self._manager.save(step, args=part, force=True)
         except Exception as error:  # whatever the storage raises
             last = max(self._steps_on_disk(), default=None)
             self._clear()
@@ -187,7 +142,7 @@ class Checkpoints:
         part = self._load(own[0], step) if (self._folder / str(step)).exists() else None
         if part is None or part.place != own:
             part = self._load(0, step)
-        state = _assemble(part, like, axes)
+        state = assemble(part, like, axes)
         total, here = (devices_of(tree, axes) for tree in (like, state))
         if part.place == own and (total is None or here is None or here * own[1] == total):
             # What is empty was not written, and has as many rows as all devices
@@ -195,13 +150,13 @@ class Checkpoints:
                 lambda axis, x: x if axis is None or x.size else x[: len(x) // own[1]],
                 axes, state, is_leaf=lambda x: x is None,
             )  # fmt: skip
-            return Found(step, state, part.header["facts"], whole=own[1] == 1)
-        parts = [_assemble(self._load(number, step), like, axes) for number in range(part.place[1])]
+            return Found(step, state, part.facts, whole=own[1] == 1)
+        parts = [assemble(self._load(number, step), like, axes) for number in range(part.place[1])]
         state = jax.tree.map(
             lambda axis, *xs: xs[0] if axis is None or not xs[0].size else np.concatenate(xs),
             axes, *parts, is_leaf=lambda x: x is None,
         )  # fmt: skip
-        return Found(step, state, part.header["facts"], whole=True)
+        return Found(step, state, part.facts, whole=True)
 
     def _load(self, number: int, step: int) -> Part:
         folder = self._of(number)
@@ -210,8 +165,7 @@ class Checkpoints:
                 f"part {number} of it is not on host {socket.gethostname()}: where hosts share no disk, go on with as "
                 f"many processes in the same order, or copy {folder.name} from the host that has it"
             )
-        arrays = PartHandler().restore(folder / str(step) / ITEM)
-        return Part(arrays, json.loads(arrays[FACTS].tobytes()))
+        return load(folder / str(step))
 
     def _forget(self, step: int) -> None:
         """Remove this process's parts that are newer."""
@@ -259,55 +213,6 @@ class Checkpoints:
         for path in self._folder.iterdir():
             if not path.name.isdecimal():
                 shutil.rmtree(path, ignore_errors=True)
-
-
-def devices_of(tree: Any, axes: Any) -> int | None:
-    """Count the rows of leaves with a device axis.
-
-    Args:
-      tree: arrays.
-      axes: which of its leaves have a device axis: 0 or None.
-
-    Returns:
-      Their number; None where there are no such leaves.
-    """
-    marks = jax.tree.leaves(axes, is_leaf=lambda x: x is None)
-    sizes = [x.shape[0] for x, axis in zip(jax.tree.leaves(tree), marks, strict=True) if axis == 0 and x.size]
-    return sizes[0] if sizes else None
-
-
-def _leaves(state: Any) -> tuple[list[np.ndarray], list[str]]:
-    pairs = jax.tree.leaves_with_path(state)
-    return [np.asarray(x) for _, x in pairs], [jax.tree_util.keystr(path) for path, _ in pairs]
-
-
-def _assemble(part: Part, like: Any, axes: Any) -> Any:
-    wanted, names = _leaves(like)
-    marks = jax.tree.leaves(axes, is_leaf=lambda x: x is None)
-    other = set(names) ^ set(part.header["names"])
-    if other:
-        raise UsageError(
-            f"--resume: the run was made with other options: {min(other)} is in one of the two states only"
-        )
-    found = []
-    for i, (x, name, axis, kept) in enumerate(zip(wanted, names, marks, part.header["sums"], strict=True)):
-        owners = axis == 0 and name.endswith(OWNED)
-        if (str(i) not in part.arrays) if owners else (not x.size):
-            found.append(x)
-            continue
-        array = part.arrays[str(i)]
-        if array.dtype.kind == "V":  # numpy writes the bits of bfloat16, and not its name
-            array = array.view(x.dtype)
-        if zlib.crc32(np.ascontiguousarray(array).data) != kept:
-            raise ValueError(f"{name} has another checksum than when it was written")
-        own, theirs = ((y.shape if axis is None else y.shape[1:]) for y in (x, array))
-        if (own != theirs and not owners) or x.dtype != array.dtype:
-            raise UsageError(
-                f"--resume: the run was made with other options: {name} is {array.dtype}{list(theirs)} there, "
-                f"{x.dtype}{list(own)} here"
-            )
-        found.append(array)
-    return jax.tree.unflatten(jax.tree.structure(like), found)
 
 
 def _first_line(error: BaseException) -> str:

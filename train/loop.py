@@ -10,10 +10,11 @@ from rich.console import Console
 
 from gradpart_jax.segments import layout_of
 from train import agree, data, evaluate, folders, hosts, methods, options, phases, report, screen, step
-from train.checkpoint import Checkpoints, devices_of
+from train.checkpoint import Checkpoints
 from train.config import Config, flat
 from train.log import plain, read
 from train.owners import release
+from train.parts import devices_of
 from train.placing import own, place, spread_out
 from train.program import Program, prepare
 from train.redistribute import redistribute
