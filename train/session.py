@@ -127,7 +127,9 @@ class Session:
         batch = place(next(source), 0, program.mesh)
         signals = place(np.full(program.mesh.local_mesh.size, signal, np.float32), 0, program.mesh)
         fetched = time.perf_counter()
-        program.advance.compile(standing.state, batch, signals)
+        if program.advance.compile(standing.state, batch, signals):
+            # gloo waits 30 s for a process that meets the others for the first time, and compiling takes as it takes
+            hosts.gather(None, "the first step")
         compiled = time.perf_counter()
         state, metrics = program.advance(standing.state, batch, signals)
         stats = jax.tree.map(np.asarray, one(gp.stats(state.opt_state)))

@@ -126,10 +126,12 @@ class Step:
         self._mapped = mapped
         self._compiled: Callable[[State, dict[str, jax.Array], jax.Array], tuple[State, Metrics]] | None = None
 
-    def compile(self, state: State, batch: dict[str, jax.Array], signals: jax.Array) -> None:
-        """Compile for arguments like these, if that was not done yet."""
-        if self._compiled is None:
-            self._compiled = self._mapped.lower(state, batch, signals).compile()
+    def compile(self, state: State, batch: dict[str, jax.Array], signals: jax.Array) -> bool:
+        """Compile for arguments like these, if that was not done yet, and say whether it was not."""
+        if self._compiled is not None:
+            return False
+        self._compiled = self._mapped.lower(state, batch, signals).compile()
+        return True
 
     def __call__(self, state: State, batch: dict[str, jax.Array], signals: jax.Array) -> tuple[State, Metrics]:
         """Advance; the state is donated.

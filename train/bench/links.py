@@ -86,6 +86,14 @@ class Links:
         counter = "/sys/class/net/{}v{}/statistics/rx_bytes"
         return [int(Path(counter.format(self._tag, host)).read_text()) for host in range(self.hosts)]
 
+    def shape(self, rate: str | None) -> None:
+        """Give every link another rate, both ways; None takes the shapers away."""
+        if rate == self._rate:
+            return
+        self._rate = rate
+        for host in range(self.hosts):
+            self._shape(host)
+
     def cut(self, host: int, *, restore: bool = False) -> None:
         """Pull a host's cable, or plug it in again."""
         _run("ip", "link", "set", f"{self._tag}v{host}", "up" if restore else "down")
@@ -105,13 +113,18 @@ class Links:
             _run(*within, "ip", "link", "set", inner, "up")
             _run(*within, "ip", "link", "set", "lo", "up")
             if self._rate is not None:
-                shape = ["root", "tbf", "rate", self._rate, "burst", "64kb", "latency", "400ms"]
-                _run(*within, "tc", "qdisc", "add", "dev", inner, *shape)
-                _run("tc", "qdisc", "add", "dev", outer, *shape)
+                self._shape(host)
             # gloo listens where the host's name leads, and all namespaces share that name
             etc = ETC / space
             etc.mkdir(parents=True)
             (etc / "hosts").write_text(f"127.0.0.1 localhost\n{self.address(host)} {socket.gethostname()}\n")
+
+    def _shape(self, host: int) -> None:
+        rate = self._rate
+        change = "del" if rate is None else "replace"
+        shape = [] if rate is None else ["tbf", "rate", rate, "burst", "64kb", "latency", "400ms"]
+        for within, device in ((self.command(host), f"{self._tag}w{host}"), ([], f"{self._tag}v{host}")):
+            _run(*within, "tc", "qdisc", change, "dev", device, "root", *shape)
 
     def _down(self) -> None:
         _remove(self._tag)

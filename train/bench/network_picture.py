@@ -1,0 +1,121 @@
+"""What the network benchmark shows: its table, and step time against link rate, measured and by a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from train.bench import figures
+from train.log import amount
+
+COLUMNS = ("method", "rate", "step, s", "faster", "to unshaped", "compute", "encode", "wire", "decode")
+COUNTED = ("link", "kernel", "over")
+UNITS = ((1e9, "Gbit/s"), (1e6, "Mbit/s"), (1e3, "kbit/s"))
+
+
+def table(rows: list[dict[str, Any]]) -> Table:
+    """Draw the rows.
+
+    Args:
+      rows: of `network.train`.
+
+    Returns:
+      A table to print.
+    """
+    timed = any(row["to_loss_s"] is not None for row in rows)
+    made = Table(
+        title="seconds a step, medians; pieces are timed apart on links without a shaper, all hosts at once on this "
+        "machine's cores, and wire adds what a step takes longer on the shaped link; over is what the kernel counts "
+        "above link_bits: headers and acknowledgements"
+    )
+    for name in (*COLUMNS, *COUNTED, *(("to loss, s",) if timed else ())):
+        made.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
+    dense = {row["rate"]: row["step_time_s"] for row in rows if row["method"] == "dense"}
+    for row in rows:
+        step = row["step_time_s"]
+        faster = f"{dense[row['rate']] / step:.1f} x" if row["rate"] in dense else "-"
+        times = [f"{row[key]:.3f}" for key in ("compute_s", "encode_s", "wire_s", "decode_s")]
+        counted = [amount(row["link_bytes"]), amount(row["kernel_bytes"]), f"{row['overhead']:.1%}"]
+        reached = ["never" if row["to_loss_s"] is None else f"{row['to_loss_s']:.0f}"] if timed else []
+        made.add_row(
+            row["method"], words(row["rate"]), f"{step:.3f}", faster, f"{step / row['unshaped_s']:.2f} x", *times,
+            *counted, *reached,
+        )  # fmt: skip
+    return made
+
+
+def words(rate: float | None) -> str:
+    """Write a rate for people.
+
+    >>> words(2e7), words(None)
+    ('20 Mbit/s', 'unshaped')
+    """
+    if rate is None:
+        return "unshaped"
+    size, unit = next((pair for pair in UNITS if rate >= pair[0]), UNITS[-1])
+    return f"{rate / size:g} {unit}"
+
+
+def model(row: dict[str, Any], rate: np.ndarray | float) -> Any:
+    """Predict a step's time on another link: what it takes on one without a shaper, and what the link carries.
+
+    Args:
+      row: of `network.train`.
+      rate: bits a second.
+
+    Returns:
+      Seconds.
+    """
+    return row["unshaped_s"] + 8 * row["kernel_bytes"] / rate
+
+
+def pays_below(row: dict[str, Any], dense: dict[str, Any]) -> float:
+    """Find the rate below which a method's step is shorter than the dense one, by the model.
+
+    Args:
+      row: of the method.
+      dense: of the uncompressed training.
+
+    Returns:
+      Bits a second; infinite where it is always shorter, 0 where it never is.
+
+    >>> dense = {"unshaped_s": 1.0, "kernel_bytes": 1.1e7}
+    >>> pays_below({"unshaped_s": 1.5, "kernel_bytes": 1e6}, dense)
+    160000000.0
+    """
+    saved, extra = dense["kernel_bytes"] - row["kernel_bytes"], row["unshaped_s"] - dense["unshaped_s"]
+    if saved <= 0:
+        return 0.0 if extra >= 0 else float("inf")
+    return 8 * saved / extra if extra > 0 else float("inf")
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw step time against link rate: points as measured, lines by the model.
+
+    Args:
+      rows: of `network.train`.
+      path: of the picture.
+    """
+    grid = np.logspace(6, 9, 100)
+    names = list(dict.fromkeys(row["method"] for row in rows))
+    dense = next((row for row in rows if row["method"] == "dense"), None)
+    with figures.canvas(1, path) as axes:
+        for number, name in enumerate(names):
+            own = [row for row in rows if row["method"] == name and row["rate"] is not None]
+            first, colour = next(row for row in rows if row["method"] == name), f"C{number}"
+            label = name
+            if dense is not None and name != "dense" and 1e6 < (below := pays_below(first, dense)) < 1e9:
+                axes[0].axvline(below / 1e6, color=colour, lw=0.8, ls=":")
+                label = f"{name}, pays below {words(float(f'{below:.2g}'))}"
+            axes[0].plot(
+                [row["rate"] / 1e6 for row in own], [row["step_time_s"] for row in own], "o", color=colour, label=label
+            )
+            axes[0].plot(grid / 1e6, model(first, grid), "-", color=colour, lw=1, alpha=0.7)
+        axes[0].set(
+            xscale="log", yscale="log", xlabel="link rate, Mbit/s", ylabel="seconds a step",
+            title="A step on slow links; lines: model",
+        )  # fmt: skip
+        axes[0].legend(frameon=False, fontsize=7)
