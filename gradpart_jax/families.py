@@ -53,6 +53,20 @@ def raw_of(value: jax.Array) -> jax.Array:
     return 8.0 * jnp.arctanh(jnp.clip(jnp.log(value) / 8.0, -0.99, 0.99))
 
 
+def gamma_order(skew: jax.Array) -> jax.Array:
+    """Estimate a gamma distribution's order: (3 - s + sqrt((s - 3)^2 + 24 s)) / (12 s).
+
+    Source: Minka, "Estimating a gamma distribution" (2002), the closed form from which his iteration starts.
+
+    Args:
+      skew: float32[...], s = log(mean / geometric mean), above 0.
+
+    Returns:
+      float32[...], within 1.5 % of the most likely order.
+    """
+    return (3 - skew + jnp.sqrt((skew - 3) ** 2 + 24 * skew)) / (12 * skew)
+
+
 def bisected(survival: Function) -> Function:
     """Make a quantile function out of a survival function, by bisection of log x.
 
@@ -156,9 +170,7 @@ def _gamma() -> Family:
         return k + gammaln(k) + (1 - k) * digamma(k)
 
     def fit(moments: Moments) -> jax.Array:
-        # Minka's closed-form start, as SIDCo uses it (MLSys 2021)
-        s = jnp.maximum(moments.skew, 1e-3)
-        return raw_of((3 - s + jnp.sqrt((s - 3) ** 2 + 24 * s)) / (12 * s))[..., None]
+        return raw_of(gamma_order(jnp.maximum(moments.skew, 1e-3)))[..., None]
 
     return Family("gamma", 1, survival, bisected(survival), density, entropy, fit, anchored=False)
 

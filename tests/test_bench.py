@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from train.bench import __main__ as bench
 from train.bench import forecast, rivals, thresholds, wire
@@ -57,7 +58,27 @@ def test_rivals_hit_the_count_on_what_they_were_made_for() -> None:
             rival.realised(ratio)
         assert 0.8 < ratio < 1.25, name
     normal = np.random.default_rng(0).normal(size=200_000)
-    assert np.mean(np.abs(normal) > thresholds.Normal().threshold(np.abs(normal), 0.01)) == pytest.approx(0.01, rel=0.1)
+    assert np.mean(np.abs(normal) > thresholds.Normal().threshold(normal, 0.01)) == pytest.approx(0.01, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fitted"),
+    [
+        ("exponential", lambda x: stats.expon(scale=x.mean())),
+        ("normal", lambda x: stats.halfnorm(scale=np.sqrt((x**2).mean()))),
+        ("gamma", lambda x: stats.gamma(0.5, scale=2.0)),
+    ],
+)
+def test_a_fit_is_judged_as_scipy_judges_it(kind: str, fitted) -> None:
+    x = np.random.default_rng(0).gamma(0.5, 2.0, size=50_000)
+    edges = 2.0 ** np.arange(-12, 6)
+    mass = np.histogram(x, np.append(0, edges[1:]))[0]
+    above = fitted(x).sf(edges)
+    above[0], above[-1] = 1.0, 0.0
+    expected = -np.sum(mass / mass.sum() * np.log2(np.maximum(above[:-1] - above[1:], 1e-9)))
+    # The order of the gamma distribution is estimated
+    rel = 2e-3 if kind == "gamma" else 1e-5
+    assert thresholds.cross_entropy(kind, x, mass, edges) == pytest.approx(expected, rel=rel)
 
 
 def test_a_result_is_summed_up() -> None:

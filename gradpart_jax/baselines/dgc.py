@@ -96,7 +96,7 @@ def _send(
 ) -> Reduced:
     counts = quotas(ratio, layout)
     ranks = jnp.asarray(counts, jnp.int32)
-    bounds = _corrected(vector, _sampled(vector, step, ratio, sample, layout), ranks, layout)
+    bounds = _corrected(vector, sampled(vector, step, ratio, sample, layout), ranks, layout)
     words = reaching(vector, bounds, layout)
     # What is left out here is rare: counts still off after all corrections.
     candidates = entries(vector, words, room(ratio, MOST, layout), step)
@@ -104,8 +104,19 @@ def _send(
     return share(vector, buffer, jnp.sum(popcount(words)), layout, axis_name, settle, ranks.astype(jnp.float32))
 
 
-def _sampled(vector: jax.Array, step: jax.Array, ratio: float, sample: float, layout: Layout) -> jax.Array:
-    """Read thresholds off a sample, which begins one element later each step: float32[S]."""
+def sampled(vector: jax.Array, step: jax.Array, ratio: float, sample: float, layout: Layout) -> jax.Array:
+    """Read thresholds off a sample, which begins one element later each step.
+
+    Args:
+      vector: float32[n].
+      step: int32[].
+      ratio: as in `dgc`.
+      sample: as in `dgc`.
+      layout: the segments.
+
+    Returns:
+      float32[S].
+    """
     positions, owners, strides, ends, before = [], [], [], [], 0
     for s, (start, size) in enumerate(zip(layout.starts, layout.sizes, strict=True)):
         drawn = min(size, max(math.ceil(sample * size), math.ceil(1 / ratio)))

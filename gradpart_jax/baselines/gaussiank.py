@@ -63,8 +63,7 @@ def gaussiank(ratio: float = 0.01, *, slack: float = 1.25) -> Scheme:
         vector: jax.Array, state: SchemeState, layout: Layout, axis_name: AxisName, settle: Settle
     ) -> tuple[Reduced, SchemeState]:
         asked = jnp.asarray(quotas(ratio, layout), jnp.float32)
-        scale = greatest_magnitude(vector, layout)
-        bounds = replicated(_quantiles)(vector, scale, layout=layout, deviations=NormalDist().inv_cdf(1 - ratio / 2))
+        bounds = quantiles(vector, ratio, layout)
         for _ in range(COUNTS - 1):
             count = per_segment(reaching(vector, bounds, layout), layout).astype(jnp.float32)
             bounds = bounds * jnp.where(3 * count < 2 * asked, 0.5, jnp.where(3 * count > 4 * asked, 1.5, 1.0))
@@ -74,6 +73,21 @@ def gaussiank(ratio: float = 0.01, *, slack: float = 1.25) -> Scheme:
         return reduced, SchemeState(state.shared + 1, ())
 
     return Scheme("gaussiank", init, reduce, capacity)
+
+
+def quantiles(vector: jax.Array, ratio: float, layout: Layout) -> jax.Array:
+    """Fit a normal distribution to each segment, and take mu + Phi^-1(1 - ratio / 2) sigma.
+
+    Args:
+      vector: float32[n].
+      ratio: as in `gaussiank`.
+      layout: the segments.
+
+    Returns:
+      float32[S], at least 0.
+    """
+    scale = greatest_magnitude(vector, layout)
+    return replicated(_quantiles)(vector, scale, layout=layout, deviations=NormalDist().inv_cdf(1 - ratio / 2))
 
 
 def _quantiles(vector: jax.Array, scale: jax.Array, *, layout: Layout, deviations: float) -> jax.Array:

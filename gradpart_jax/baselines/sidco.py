@@ -15,7 +15,7 @@ from gradpart_jax.bits import popcount
 from gradpart_jax.checks import check_integer, check_number
 from gradpart_jax.exchange import AxisName
 from gradpart_jax.families import family as find_family
-from gradpart_jax.families import raw_of
+from gradpart_jax.families import gamma_order, raw_of
 from gradpart_jax.magnitudes import entries, per_segment, quotas, reaching, room
 from gradpart_jax.moments import Tail, greatest_magnitude, tail
 from gradpart_jax.replicated import replicated
@@ -84,18 +84,29 @@ def sidco(ratio: float = 0.01, *, fit: str = "exponential", stages: int = 5, sla
         vector: jax.Array, state: SchemeState, layout: Layout, axis_name: AxisName, settle: Settle
     ) -> tuple[Reduced, SchemeState]:
         asked = jnp.asarray(quotas(ratio, layout), jnp.float32)
-        bounds = _bounds(vector, state.local.number, ratio, fit, stages, layout)
-        words = reaching(vector, bounds, layout)
+        words = reaching(vector, bounds(vector, state.local.number, ratio, fit, stages, layout), layout)
         buffer = entries(vector, words, capacity(layout), state.shared)
         step = state.shared + 1
-        fresh = _adapted(state.local, per_segment(words, layout), asked, step % EVERY == 0, stages)
+        fresh = adapted(state.local, per_segment(words, layout), asked, step % EVERY == 0, stages)
         reduced = share(vector, buffer, jnp.sum(popcount(words)), layout, axis_name, settle, asked)
         return reduced, SchemeState(step, fresh)
 
     return Scheme("sidco", init, reduce, capacity)
 
 
-def _adapted(before: Stages, count: jax.Array, asked: jax.Array, due: jax.Array, most: int) -> Stages:
+def adapted(before: Stages, count: jax.Array, asked: jax.Array, due: jax.Array, most: int) -> Stages:
+    """Take one stage fewer where too many were sent since the last change, one more where too few were.
+
+    Args:
+      before: the stages so far.
+      count: int32[S], entries over this step's thresholds.
+      asked: float32[S], entries asked for.
+      due: bool[], whether it is time for a change.
+      most: stages.
+
+    Returns:
+      Stages.
+    """
     selected = before.selected + count
     mean = selected.astype(jnp.float32)
     step = (mean < FEWEST * EVERY * asked).astype(jnp.int32) - (mean > MOST * EVERY * asked).astype(jnp.int32)
@@ -103,18 +114,31 @@ def _adapted(before: Stages, count: jax.Array, asked: jax.Array, due: jax.Array,
     return Stages(number, jnp.where(due, 0, selected))
 
 
-def _bounds(vector: jax.Array, number: jax.Array, ratio: float, fit: str, stages: int, layout: Layout) -> jax.Array:
+def bounds(vector: jax.Array, number: jax.Array, ratio: float, fit: str, stages: int, layout: Layout) -> jax.Array:
+    """Fit stage by stage.
+
+    Args:
+      vector: float32[n].
+      number: int32[S], how many stages.
+      ratio: as in `sidco`.
+      fit: as in `sidco`.
+      stages: as in `sidco`.
+      layout: the segments.
+
+    Returns:
+      float32[S], the thresholds.
+    """
     scale = greatest_magnitude(vector, layout)
     shares = jnp.asarray([k / max(size, 1) for k, size in zip(quotas(ratio, layout), layout.sizes, strict=True)])
-    bounds = jnp.zeros(layout.segments, jnp.float32)
+    reached = jnp.zeros(layout.segments, jnp.float32)
     for stage in range(stages):
-        seen = tail(vector, scale, bounds, layout)
+        seen = tail(vector, scale, reached, layout)
         kind = FITS[fit][min(stage, 1)]
-        bounds = replicated(_stage)(seen, bounds, shares, number, kind=kind, stage=stage)
-    return scale * bounds
+        reached = replicated(_stage)(seen, reached, shares, number, kind=kind, stage=stage)
+    return scale * reached
 
 
-def _stage(seen: Tail, bounds: jax.Array, shares: jax.Array, number: jax.Array, *, kind: str, stage: int) -> jax.Array:
+def _stage(seen: Tail, reached: jax.Array, shares: jax.Array, number: jax.Array, *, kind: str, stage: int) -> jax.Array:
     alone = number == 1
     later = jnp.log(shares / FIRST_SHARE) / jnp.maximum(number - 1, 1).astype(jnp.float32)
     # A share over that of the first stage needs no second
@@ -124,8 +148,8 @@ def _stage(seen: Tail, bounds: jax.Array, shares: jax.Array, number: jax.Array, 
     if kind == "exponential":
         rise = -mean * log_share
     elif kind == "gamma":
-        l = jnp.maximum(jnp.log(jnp.maximum(mean, 1e-37)) - seen.log, 1e-6)  # noqa: E741
-        order = jnp.clip((3 - l + jnp.sqrt((l - 3) * (l - 3) + 24 * l)) / (12 * l), 0.05, 50.0)
+        skew = jnp.maximum(jnp.log(jnp.maximum(mean, 1e-37)) - seen.log, 1e-6)
+        order = jnp.clip(gamma_order(skew), 0.05, 50.0)
         rise = mean / order * find_family("gamma").quantile(jnp.exp(log_share), raw_of(order)[..., None])
     else:
         square = mean * mean / variance
@@ -133,4 +157,4 @@ def _stage(seen: Tail, bounds: jax.Array, shares: jax.Array, number: jax.Array, 
         safe = jnp.where(jnp.abs(k) < 1e-4, 1e-4, k)
         rise = s * jnp.where(jnp.abs(k) < 1e-4, -log_share, -jnp.expm1(safe * log_share) / safe)
     # Nothing can be fitted to fewer than three
-    return jnp.where((stage < number) & (seen.number >= 3), bounds + rise, bounds)
+    return jnp.where((stage < number) & (seen.number >= 3), reached + rise, reached)

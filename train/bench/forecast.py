@@ -119,7 +119,7 @@ def run(args: Args, method: str, make: Callable[[], Rival], kind: str | None, de
     for number, batch in zip(range(args.steps), task.batches, strict=False):
         vector = np.asarray(gradient(params, batch)) + memory
         magnitude = np.abs(vector[places]).astype(np.float64)
-        threshold = rival.threshold(magnitude, density)
+        threshold = rival.threshold(vector[places], density)
         ratio = float(np.sum(magnitude > threshold) / max(1, round(density * layout.elements)))
         rival.realised(ratio)
         ratios.append(ratio)

@@ -1,15 +1,26 @@
-"""Thresholds by other methods, each from the literature's own formulas, on one flat vector of magnitudes.
+"""Thresholds by other methods, from the library's own functions, on one flat vector.
 
-A rival is called with the present |gradient + memory|, float64[n], and the share to select; it may keep state.
+A rival is called with the present gradient + memory, float[n], and the share to select; it may keep state.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from scipy import special, stats
+
+from gradpart_jax.baselines.dgc import sampled
+from gradpart_jax.baselines.gaussiank import quantiles
+from gradpart_jax.baselines.sidco import EVERY, Stages, adapted, bounds
+from gradpart_jax.families import family, gamma_order, raw_of
+from gradpart_jax.magnitudes import quotas, rank_magnitude
+from gradpart_jax.segments import Layout, layout_of, ravel
+
+SAMPLE = 0.01  # of DGC
 
 
 class Rival(Protocol):
@@ -32,8 +43,8 @@ class Kept:
 
     def threshold(self, x: np.ndarray, share: float) -> float:
         """Keep the last exact threshold; the first step has its own."""
-        count = max(1, round(share * x.size))
-        exact = float(np.partition(x, x.size - count)[x.size - count])
+        vector, layout = _flat(x)
+        exact = float(rank_magnitude(vector, jnp.asarray(quotas(share, layout), jnp.int32), layout)[0])
         last, self._last = self._last, exact
         return exact if last is None else last
 
@@ -42,72 +53,50 @@ class Kept:
 
 
 class Sidco:
-    """SIDCo (Abdelmoniem et al., MLSys 2021): fits of the tail of the tail, with as many stages as counts call for."""
+    """SIDCo's fits of the tail of the tail, with as many stages as counts call for."""
 
-    FIRST = 0.25
-
-    def __init__(self, first: str, later: str, adaptive: bool) -> None:
-        self._first, self._later, self._adaptive = first, later, adaptive
-        self._stages, self._step, self._ratios = 1, 0, [1.0]
+    def __init__(self, fit: str, stages: int) -> None:
+        self._fit, self._most, self._step = fit, stages, 0
+        self._stages = Stages(jnp.ones(1, jnp.int32), jnp.zeros(1, jnp.int32))
+        self._asked = 1
 
     def threshold(self, x: np.ndarray, share: float) -> float:
         """Fit stage by stage to what is above the stage before."""
-        shares = [share]
-        if self._stages > 1:
-            later = (share / self.FIRST) ** (1 / (self._stages - 1))
-            shares = [self.FIRST] + [later] * (self._stages - 1)
-        least = 0.0
-        for stage, part in enumerate(shares):
-            kept = x[x > least]
-            if kept.size < 3:
-                break
-            least = self._fit(self._first if stage == 0 else self._later, kept, least, part)
-        return least
-
-    def _fit(self, kind: str, x: np.ndarray, least: float, share: float) -> float:
-        mean, variance = float(np.mean(x - least)), float(np.var(x - least))
-        if kind == "exponential":
-            return least - mean * np.log(share)
-        if kind == "gamma":
-            order = _gamma_order(x)
-            return float(np.mean(x) / order * special.gammaincinv(order, 1 - share))
-        k, scale = (mean**2 / variance - 1) / 2, mean * (mean**2 / variance + 1) / 2
-        return float(
-            least - scale * np.expm1(k * np.log(share)) / k if abs(k) > 1e-6 else least - scale * np.log(share)
-        )
+        vector, layout = _flat(x)
+        (self._asked,) = quotas(share, layout)
+        return float(_fitted(vector, self._stages.number, share, self._fit, self._most, layout)[0])
 
     def realised(self, ratio: float) -> None:
         """Change the number of stages, every five steps."""
-        self._ratios.append(ratio)
         self._step += 1
-        if self._adaptive and self._step % 5 == 0:
-            mean = float(np.mean(self._ratios[-5:]))
-            self._stages = max(1, self._stages + (mean < 0.8) - (mean > 1.2))
+        count = jnp.asarray([round(ratio * self._asked)], jnp.int32)
+        asked, due = jnp.asarray([self._asked], jnp.float32), jnp.bool_(self._step % EVERY == 0)
+        self._stages = adapted(self._stages, count, asked, due, self._most)
 
 
 class Normal:
-    """The quantile of a normal distribution with mean 0, as in GaussianK (Shi et al., 2019), uncorrected."""
+    """The quantile of a normal distribution, as GaussianK begins with, uncorrected."""
 
     def threshold(self, x: np.ndarray, share: float) -> float:
-        """Fit the standard deviation."""
-        return float(np.sqrt(np.mean(x**2)) * stats.norm.isf(share / 2))
+        """Fit the mean and the standard deviation."""
+        vector, layout = _flat(x)
+        return float(_quantile(vector, share, layout)[0])
 
     def realised(self, ratio: float) -> None:
         """Need no feedback."""
 
 
 class Sampled:
-    """The top of a 1 % strided sample, as in DGC (Lin et al., ICLR 2018)."""
+    """The top of a 1 % strided sample, as DGC begins with, uncorrected."""
 
     def __init__(self) -> None:
         self._step = 0
 
     def threshold(self, x: np.ndarray, share: float) -> float:
         """Look at another hundredth of the entries each step."""
-        sample = x[self._step % 100 :: 100]
+        vector, layout = _flat(x)
         self._step += 1
-        count = max(1, round(share * sample.size))
-        return float(np.partition(sample, sample.size - count)[sample.size - count])
+        return float(_of_sample(vector, jnp.int32(self._step - 1), share, SAMPLE, layout)[0])
 
     def realised(self, ratio: float) -> None:
         """Need no feedback."""
@@ -115,18 +104,21 @@ class Sampled:
 
 RIVALS: dict[str, tuple[Callable[[], Rival], str | None]] = {
     "last threshold kept": (Kept, None),
-    "SIDCo, one stage, exponential": (lambda: Sidco("exponential", "exponential", False), "exponential"),
-    "SIDCo, adaptive, exponential": (lambda: Sidco("exponential", "exponential", True), None),
-    "SIDCo, adaptive, gamma and Pareto": (lambda: Sidco("gamma", "pareto", True), "gamma"),
+    "SIDCo, one stage, exponential": (lambda: Sidco("exponential", 1), "exponential"),
+    "SIDCo, adaptive, exponential": (lambda: Sidco("exponential", 5), None),
+    "SIDCo, adaptive, gamma and Pareto": (lambda: Sidco("gamma", 5), "gamma"),
     "normal quantile": (Normal, "normal"),
     "DGC, sampled": (Sampled, None),
 }
 
+_fitted = functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))(bounds)
+_quantile = functools.partial(jax.jit, static_argnums=(1, 2))(quantiles)
+_of_sample = functools.partial(jax.jit, static_argnums=(2, 3, 4))(sampled)
 
-def _gamma_order(x: np.ndarray) -> float:
-    """Estimate a gamma distribution's order in closed form (Minka, 2002), as SIDCo does."""
-    s = max(np.log(max(np.mean(x), 1e-30)) - np.mean(np.log(np.maximum(x, 1e-30))), 1e-9)
-    return float((3 - s + np.sqrt((s - 3) ** 2 + 24 * s)) / (12 * s))
+
+def _flat(x: np.ndarray) -> tuple[jax.Array, Layout]:
+    layout = layout_of(x)
+    return ravel(jnp.asarray(x, jnp.float32), layout), layout
 
 
 def cross_entropy(kind: str, x: np.ndarray, mass: np.ndarray, edges: np.ndarray) -> float:
@@ -141,16 +133,16 @@ def cross_entropy(kind: str, x: np.ndarray, mass: np.ndarray, edges: np.ndarray)
     Returns:
       Bits.
     """
-    mean = max(float(np.mean(x)), 1e-30)
-    fitted: Any
+    mean, shape = max(float(np.mean(x)), 1e-30), jnp.zeros(0)
     if kind == "exponential":
-        fitted = stats.expon(scale=mean)
+        name, scale = "laplace", mean  # of whose magnitudes it is the distribution
     elif kind == "normal":
-        fitted = stats.halfnorm(scale=max(float(np.sqrt(np.mean(x**2))), 1e-30))
+        name, scale = "normal", max(float(np.sqrt(np.mean(x**2))), 1e-30)
     else:
-        order = _gamma_order(x)
-        fitted = stats.gamma(order, scale=mean / order)
-    above = fitted.sf(edges)
+        skew = max(np.log(mean) - float(np.mean(np.log(np.maximum(x, 1e-30)))), 1e-6)
+        order = gamma_order(jnp.float32(skew))
+        name, scale, shape = "gamma", mean / float(order), raw_of(order)[None]
+    above = np.array(family(name).survival(jnp.asarray(edges / scale, jnp.float32), shape), float)
     above[0], above[-1] = 1.0, 0.0
     expected = np.maximum(above[:-1] - above[1:], 1e-9)
     return float(-np.sum(mass / mass.sum() * np.log2(expected)))
