@@ -16,6 +16,7 @@ from gradpart_jax.bits import WORD, pack, select, unpack
 
 LARGEST_SIZE = 2**31 - WORD
 LARGEST_VALUE = 3e38
+WIDEST_VALUE = 8  # bits of a value, sign included
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,8 +194,8 @@ class Magnitudes:
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        if not 1 <= self.bits <= 8:
-            raise ValueError(f"bits={self.bits} is out of range: a value has 1 to 8 bits, sign included")
+        if not 1 <= self.bits <= WIDEST_VALUE:
+            raise ValueError(f"bits={self.bits} is out of range: a value has 1 to {WIDEST_VALUE} bits, sign included")
         if not 1.0 < self.ratio <= 4.0:
             raise ValueError(f"ratio={self.ratio} is out of range: levels lie a factor above 1, at most 4, apart")
 

@@ -11,6 +11,7 @@ import optax
 from gradpart_jax import predictor, summaries
 from gradpart_jax.baselines.dense import dense
 from gradpart_jax.checks import check_integer, check_number
+from gradpart_jax.codecs import WIDEST_VALUE
 from gradpart_jax.exchange import AxisName
 from gradpart_jax.gradpart import gradpart
 from gradpart_jax.outlook import GradpartState
@@ -52,7 +53,7 @@ def partition_compress(
     seed: int | None = None,
     family: str = predictor.DEFAULT_FAMILY,
     entropy_rule: str = "entropy",
-    key_bits: int = 4,
+    key_bits: int | None = None,
     rungs: int = 1,
     error_feedback: bool = True,
     exchange: str = "all_gather",
@@ -85,7 +86,7 @@ def partition_compress(
       seed: None starts from the shipped weights; a number from a fresh network.
       family: of magnitude distributions, one of `gp.FAMILIES`.
       entropy_rule: how entropy shares the budget among leaves, one of `gp.ENTROPY_RULES`.
-      key_bits: of a value in the key region, sign included, 2 to 8.
+      key_bits: of a value in the key region, sign included, 2 to 8; None takes 4, and more where the ratio is low.
       rungs: sizes of payload, 1 to 8, each of four times fewer entries than the next: a step takes the smallest that
         holds what every device has to send. Of use where most of a gradient may be zero, as of embeddings; a second
         rung makes the devices agree first, by an all-reduce of one word, and takes longer to compile.
@@ -132,11 +133,11 @@ def partition_compress(
         ("warmup_steps", warmup_steps, 0, 2**31 - 1),
         ("learn_every", learn_every, 0, 2**31 - 1),
         ("seed", seed, 0, 2**32 - 1),
-        ("key_bits", key_bits, 2, 8),
+        ("key_bits", key_bits, 2, WIDEST_VALUE),
         ("rungs", rungs, 1, 8),
         ("devices", devices, 1, 2**20),
     ):
-        check_integer(name, value, least, most, optional=name in ("learn_every", "seed", "devices"))
+        check_integer(name, value, least, most, optional=name in ("learn_every", "seed", "key_bits", "devices"))
     if exchange not in EXCHANGES:
         raise ValueError(f"exchange={exchange!r} is unknown: choose among {', '.join(EXCHANGES)}")
     if exchange == "auto" and rungs > 1:

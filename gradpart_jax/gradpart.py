@@ -39,7 +39,7 @@ def gradpart(
     seed: int | None = None,
     family: str = predictor.DEFAULT_FAMILY,
     entropy_rule_name: str = "entropy",
-    key_bits: int = 4,
+    key_bits: int | None = None,
     rungs: int = 1,
     exchange: str = "all_gather",
     devices: int | None = None,
@@ -54,7 +54,7 @@ def gradpart(
       seed: None for the shipped predictor, a number for a freshly initialised one.
       family: of magnitude distributions.
       entropy_rule_name: how entropy shares the budget among segments.
-      key_bits: of a value in the key region, sign included.
+      key_bits: of a value in the key region, sign included; None chooses.
       rungs: payload sizes, of which each step takes the smallest that holds every device's entries.
       exchange: one of `sizes.EXCHANGES`.
       devices: that the axis has; needed by "reduce_scatter" and "auto".

@@ -20,7 +20,8 @@ from gradpart_jax.buffers import Buffer
 from gradpart_jax.codecs import IndexCodec, Magnitudes, index_codec
 
 HEADER_WORDS = 6
-LEVEL_RATIO = 2.0**0.5  # between neighbouring magnitude levels: decoded values stay within 2^(1/4) of the true ones
+LEVEL_RATIO = 2.0**0.5  # between neighbouring magnitude levels, at most: decoded values stay within 2^(1/4)
+OCTAVES = 4.0  # that the levels of wider values divide among themselves
 LARGEST_BASE = 1e30
 
 
@@ -70,10 +71,15 @@ class PayloadFormat:
     key_bits: int = 4
     sparse_bits: int = 1
 
+    @property
+    def level_ratio(self) -> float:
+        """The factor between neighbouring levels of key values."""
+        return float(min(LEVEL_RATIO, 2.0 ** (OCTAVES / 2 ** (self.key_bits - 1))))
+
     @cached_property
     def _parts(self) -> tuple[tuple[IndexCodec, Magnitudes, int], ...]:
         return tuple(
-            (index_codec(self.size, capacity), Magnitudes(bits, LEVEL_RATIO), capacity)
+            (index_codec(self.size, capacity), Magnitudes(bits, self.level_ratio), capacity)
             for capacity, bits in (
                 (self.key_capacity, self.key_bits),
                 (self.sparse_capacity, self.sparse_bits),
@@ -198,7 +204,9 @@ class PayloadFormat:
         return Contents(self.header(words), *decoded)
 
 
-def fit_format(size: int, bits: float, *, key_share: float, key_bits: int, sparse_bits: int) -> PayloadFormat:
+def fit_format(
+    size: int, bits: float, *, key_share: float, key_bits: int, sparse_bits: int, most: int | None = None
+) -> PayloadFormat:
     """Find the largest payload within a number of bits.
 
     Args:
@@ -207,6 +215,7 @@ def fit_format(size: int, bits: float, *, key_share: float, key_bits: int, spars
       key_share: of the entries, those that the key region holds, 0 to 1.
       key_bits: of a key value.
       sparse_bits: of a sparse value.
+      most: entries there may be; None for all of the vector.
 
     Returns:
       The format that holds most entries; at least one entry, even where that is over the budget.
@@ -216,7 +225,7 @@ def fit_format(size: int, bits: float, *, key_share: float, key_bits: int, spars
         key = min(max(round(key_share * entries), 1), entries)
         return PayloadFormat(size, key, entries - key, key_bits, sparse_bits)
 
-    return build(most_within(lambda entries: build(entries).bits, bits, size))
+    return build(most_within(lambda entries: build(entries).bits, bits, size if most is None else most))
 
 
 def most_within(cost: Callable[[int], float], budget: float, most: int) -> int:

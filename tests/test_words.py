@@ -17,7 +17,7 @@ from gradpart_jax.payload import LARGEST_BASE, Contents, Header, PayloadFormat
 from gradpart_jax.regions import Regions
 from gradpart_jax.segments import layout_of
 from gradpart_jax.selection import choose
-from gradpart_jax.sizes import plan_of
+from gradpart_jax.sizes import DENSEST, best_format, expected_loss, plan_of
 
 WORDS = 12
 seeds = st.integers(0, 2**31 - 1)
@@ -164,6 +164,27 @@ def test_a_payload_comes_back(seed: int, keys: int, sparses: int) -> None:
     words, seen = jitted(PayloadFormat.encode, 0)(shape, Contents(header, buffer(keys, 20), buffer(sparses, 60)), bases)
     assert words.size * 32 == shape.bits
     jax.tree.map(np.testing.assert_array_equal, jitted(PayloadFormat.decode, 0)(shape, words, bases), seen)
+
+
+@given(st.integers(2000, 10**6), st.floats(0.02, 31.0))
+def test_more_bits_lose_less_and_no_budget_is_exceeded(size: int, bits: float) -> None:
+    shape, wider = best_format(size, bits * size), best_format(size, 1.1 * bits * size)
+    assert shape.bits <= bits * size or shape.entries == 1
+    assert shape.entries <= math.ceil(DENSEST * size)
+    assert expected_loss(wider) <= expected_loss(shape)
+    assert best_format(size, bits * size, 3).key_bits == 3
+
+
+@pytest.mark.parametrize("bits", [0.1, 0.5, 2.0, 2.7, 3.5])
+def test_the_expected_loss_is_that_of_exponential_magnitudes(bits: float) -> None:
+    size = 50_000
+    shape = best_format(size, bits * size)
+    x = np.sort(np.random.default_rng(0).exponential(size=size))[::-1].astype(np.float32)
+    key, sparse, rest = np.split(x, [shape.key_capacity, shape.entries])
+    codec, base = Magnitudes(shape.key_bits, shape.level_ratio), jnp.full(key.size, key[-1])
+    error = np.asarray(codec.decode(codec.encode(jnp.asarray(key), base), base)) - key
+    lost = np.sum(error**2) + np.sum((sparse - sparse.mean()) ** 2 if sparse.size else 0.0) + np.sum(rest**2)
+    assert lost / np.sum(x**2) == pytest.approx(expected_loss(shape), rel=0.1)
 
 
 @pytest.mark.parametrize("values", ["equal", "spread"])

@@ -42,6 +42,8 @@ def check(config: Config) -> None:
         ("--accumulate", training.accumulate, 1, 2**20),
         ("--learning-rate", training.learning_rate, 1e-12, 1e6),
         ("--momentum", training.momentum, 0.0, 0.9999),
+        ("--b1", training.b1, 0.0, 0.9999),
+        ("--b2", training.b2, 0.0, 0.999999),
         ("--weight-decay", training.weight_decay, 0.0, 1.0),
         ("--rise", training.rise, 0.0, 0.5),
         ("--clip", training.clip, 1e-12, 1e12),

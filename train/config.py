@@ -60,6 +60,10 @@ class Training:
     """Peak learning rate; None takes the optimizer's: sgd 0.1, adam and adamw 0.004."""
     momentum: float = 0.9
     """Momentum of sgd."""
+    b1: float = 0.9
+    """Decay of the first moment of adam and adamw, which is their momentum."""
+    b2: float = 0.999
+    """Decay of the second moment of adam and adamw."""
     weight_decay: float | None = None
     """Of leaves with two axes or more; None takes the optimizer's: adamw 0.0001, others 0."""
     schedule: Literal["constant", "linear", "cosine", "step"] = "cosine"

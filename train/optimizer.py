@@ -53,7 +53,7 @@ def parts(config: Config, label: methods.Label) -> tuple[optax.GradientTransform
     if training.optimizer == "sgd":
         direction = [optax.trace(training.momentum) if training.momentum and not corrected else optax.identity()]
     else:
-        direction = [optax.scale_by_adam()]
+        direction = [optax.scale_by_adam(b1=training.b1, b2=training.b2)]
     step = [optax.scale_by_learning_rate(schedule(config))]
     if training.optimizer == "adamw":
         return optax.chain(*direction), optax.chain(*decay, *step)
