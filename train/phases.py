@@ -136,7 +136,9 @@ def _median(call: Callable[[Any], Any], carry: Any) -> float:
 
 
 def _copy(tree: Any) -> Any:
-    return jax.tree.map(jnp.copy, tree)
+    # Placed as it was: else the first call, which is given it, is compiled apart from those that follow
+    shardings = jax.tree.map(lambda x: x.sharding, tree)
+    return jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings)(tree)
 
 
 def _where(devices: int) -> str:
