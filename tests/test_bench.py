@@ -7,7 +7,8 @@ import pytest
 from scipy import stats
 
 from train.bench import __main__ as bench
-from train.bench import forecast, rivals, thresholds, wire
+from train.bench import forecast, network_picture, network_rows, rivals, thresholds, wire
+from train.errors import UsageError
 
 
 def test_benchmarks_refuse_what_cannot_work(tmp_path, capsys) -> None:
@@ -86,3 +87,42 @@ def test_a_result_is_summed_up() -> None:
     assert result["median_error"] == 0
     assert result["worst_settled"] == 0.5
     assert result["share_far_off"] == 0.4
+
+
+def test_a_training_whose_links_change_gives_a_row_for_each_rate(tmp_path) -> None:
+    stretches = network_rows.plan(["20mbit", "none"], 3, 4)
+    assert [tuple(stretch) for stretch in stretches] == [("none", 8, 16), ("20mbit", 20, 28)]
+    # Of four steps the last meets: 1 s, and on the slow link 3 s, where others take 0.1 s; the first compiles
+    each = [9.0 if i == 0 else 0.1 if i % 4 != 3 else 3.0 if i >= 16 else 1.0 for i in range(32)]
+    lines = [
+        {"seconds": s, "link_bytes": 1000.0 * ((i + 1) // 4), "loss": 3.0 - 0.1 * i}
+        for i, s in enumerate(np.cumsum(each))
+    ]
+    # The kernel counts a tenth more, and the second reading comes a period late
+    counted = [[(8, [2200, 2200]), (20, [5500, 5500])], [(20, [5500, 5500]), (28, [7700, 7700])]]
+    phases = {"forward_backward": 0.05, "optimizer": 0.01, "encode": 0.1, "decode": 0.0, "wire": 0.02}
+    rows = network_rows.rows_of(lines, phases, stretches, counted, 4)
+    free, slow = rows
+    assert free["step_time_s"] == pytest.approx(1.3 / 4)
+    assert slow["step_time_s"] == pytest.approx(3.3 / 4)
+    assert free["wire_s"] == pytest.approx(0.02)
+    assert slow["wire_s"] == pytest.approx(0.02 + 2 / 4)
+    assert (free["rate"], slow["rate"], slow["unshaped_s"]) == (None, 2e7, free["step_time_s"])
+    for row in rows:
+        assert row["link_bytes"] == pytest.approx(250)
+        assert row["kernel_bytes"] == pytest.approx(275)
+    assert network_rows.reached(lines, 1.5) == 26
+    assert network_rows.reached(lines, -5.0) is None
+    rows = [{"method": "dense", "to_loss_s": None} | row for row in rows]
+    dearer = [row | {"method": "half", "kernel_bytes": 137.5, "unshaped_s": 0.4, "to_loss_s": 9.0} for row in rows]
+    assert network_picture.pays_below(dearer[0], rows[0]) == pytest.approx(8 * 137.5 / 0.075)
+    assert network_picture.pays_below(rows[0] | {"unshaped_s": 9.0}, rows[0]) == 0
+    assert network_picture.table(rows + dearer).row_count == 4
+    network_picture.draw(rows + dearer, tmp_path / "n.png")
+    assert (tmp_path / "n.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("given", ["20", "0mbit", "fast", ""])
+def test_what_is_no_rate_is_refused(given) -> None:
+    with pytest.raises(UsageError, match="is no rate: give one such as 20mbit"):
+        network_rows.bits(given)

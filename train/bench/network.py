@@ -9,32 +9,27 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 from rich.console import Console
 
 from train import methods
 from train.bench import figures, links
 from train.bench.network_picture import draw, table
+from train.bench.network_rows import UNSHAPED, Stretch, bits, plan, reached, rows_of
 from train.config import settle
 from train.errors import HostError, Interrupted, UsageError
 from train.log import read
 from train.main import parse
 
-COLD = 2  # first periods, which are not counted: the first compiles, the second finds cold connections
-MEANT = 20  # steps whose mean loss is compared with --loss
-UNSHAPED = "none"
-UNITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
+GRACE = 15.0  # seconds that processes have to end by themselves, once one has failed
 MODEL = [
     "--data", "stdlib", "--model", "transformer", "--width", "512", "--layers", "1", "--heads", "8", "--window", "16",
     "--eval-every", "1000000", "--local-steps", "1", "--schedule", "constant", "--check-every", "0",
@@ -75,14 +70,6 @@ class Args:
     """Seconds that one training may take."""
     clean: bool = False
     """Remove what a killed benchmark left behind, and do nothing else."""
-
-
-class Stretch(NamedTuple):
-    """Steps of a training at one rate."""
-
-    rate: str  # as tc writes it, or UNSHAPED
-    start: int  # steps done before the first that is counted
-    stop: int
 
 
 def main(args: Args) -> None:
@@ -131,41 +118,6 @@ def main(args: Args) -> None:
     console.print(f"picture: {args.figure}")
 
 
-def bits(rate: str) -> float | None:
-    """Read a rate as tc writes it.
-
-    >>> bits("20mbit")
-    20000000.0
-    """
-    if rate.strip() == UNSHAPED:
-        return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(kbit|mbit|gbit)", rate.strip())
-    if not found or not float(found[1]):
-        raise UsageError(f"--rate {rate} is no rate: give one such as 20mbit (kbit, mbit or gbit), or none")
-    return float(found[1]) * UNITS[found[2]]
-
-
-def plan(rates: Sequence[str], steps: int, period: int) -> list[Stretch]:
-    """Lay out a training: a period in which the rate changes is not counted.
-
-    Args:
-      rates: asked for.
-      steps: to count at each, rounded up to periods, of which there are two at least.
-      period: steps to an exchange.
-
-    Returns:
-      Stretches, the first without a shaper.
-
-    >>> plan(["20mbit", "none"], 3, 1)
-    [Stretch(rate='none', start=2, stop=5), Stretch(rate='20mbit', start=6, stop=9)]
-    """
-    found, done, counted = [], COLD * period, max(2, -(-steps // period)) * period
-    for rate in dict.fromkeys([UNSHAPED, *(rate.strip() for rate in rates)]):
-        found.append(Stretch(rate, done, done + counted))
-        done += counted + period
-    return found
-
-
 def train(args: Args, net: links.Links, label: methods.Label, folder: Path, console: Console) -> list[dict[str, Any]]:
     """Run one training on all hosts, and take its figures.
 
@@ -211,14 +163,12 @@ def train(args: Args, net: links.Links, label: methods.Label, folder: Path, cons
         follower = _Follower(run / "metrics.jsonl", net, running, time.monotonic() + args.timeout)
         counted = [follower.count(stretch, console) for stretch in stretches]
         net.shape(None)
-        for process in running:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.0, follower.last - time.monotonic()))
-        if any(process.returncode != 0 for process in running):
+        if not follower.finish():
             said = "\n".join(path.read_text()[-600:] for path in logs)
             raise HostError(f"{label.text} did not train to its end:\n{said}")
-    rows = _rows(read(run / "metrics.jsonl"), json.loads((run / "phases.json").read_text()), stretches, counted, period)
-    steps = None if args.loss is None else _reached(read(run / "metrics.jsonl"), args.loss)
+    lines = read(run / "metrics.jsonl")
+    rows = rows_of(lines, json.loads((run / "phases.json").read_text()), stretches, counted, period)
+    steps = None if args.loss is None else reached(lines, args.loss)
     asked = [bits(text) for text in args.rate.split(",")]
     common = {"parameters": json.loads((run / "run.json").read_text())["parameters"], "steps_to_loss": steps}
     return [
@@ -239,58 +189,27 @@ class _Follower:
     """
 
     def __init__(self, path: Path, net: links.Links, running: list[subprocess.Popen[str]], last: float) -> None:
-        self._path, self._net, self._running, self.last = path, net, running, last
+        self._path, self._net, self._running, self._last = path, net, running, last
 
     def count(self, stretch: Stretch, console: Console) -> list[tuple[int, list[int]]]:
         """Read the kernel's counters at both ends of a stretch; gives them with the steps done by then."""
         self._net.shape(None if stretch.rate == UNSHAPED else stretch.rate)
         found = [self._wait(stretch.start), self._wait(stretch.stop)]
-        console.print(f"  {stretch.rate}: {found[1][0]} steps")
+        if found[1][0] >= stretch.stop:
+            console.print(f"  {stretch.rate}: step {found[1][0]}")
         return found
+
+    def finish(self) -> bool:
+        """Wait for the end, where a process has failed for GRACE seconds, and say whether all have ended well."""
+        while any(one.poll() is None for one in self._running) and time.monotonic() < self._last:
+            if any(one.returncode for one in self._running):
+                self._last = min(self._last, time.monotonic() + GRACE)
+            time.sleep(0.05)
+        return all(one.returncode == 0 for one in self._running)
 
     def _wait(self, steps: int) -> tuple[int, list[int]]:
         done = 0
-        while done < steps and time.monotonic() < self.last and all(one.poll() is None for one in self._running):
+        while done < steps and time.monotonic() < self._last and all(one.poll() is None for one in self._running):
             time.sleep(0.003)
             done = self._path.read_bytes().count(b"\n") if self._path.exists() else 0
         return done, self._net.sent()
-
-
-def _rows(
-    lines: list[dict[str, Any]],
-    phases: dict[str, Any],
-    stretches: list[Stretch],
-    counted: list[list[tuple[int, list[int]]]],
-    period: int,
-) -> list[dict[str, Any]]:
-    seconds, sent = (np.array([0.0, *(line[key] for line in lines)]) for key in ("seconds", "link_bytes"))
-    rows: list[dict[str, Any]] = []
-    for (rate, start, stop), ((first, before), (last, after)) in zip(stretches, counted, strict=True):
-        step = float(np.median(np.diff(seconds[start : stop + 1 : period]))) / period
-        link = float(sent[stop] - sent[start]) / (stop - start)
-        # A counter may have been read a step late
-        overhead = float(np.mean(np.subtract(after, before)) / (sent[last] - sent[first])) - 1
-        unshaped = rows[0]["step_time_s"] if rows else step
-        rows.append(
-            {
-                "rate": bits(rate),
-                "step_time_s": step,
-                "unshaped_s": unshaped,
-                "compute_s": phases["forward_backward"] + phases["optimizer"],
-                "encode_s": phases["encode"],
-                "wire_s": max(0.0, phases["wire"] + step - unshaped),
-                "decode_s": phases["decode"],
-                "link_bytes": link,
-                "kernel_bytes": link * (1 + overhead),
-                "overhead": overhead,
-                "steps": stop - start,
-            }
-        )
-    return rows
-
-
-def _reached(lines: list[dict[str, Any]], loss: float) -> int | None:
-    """Find the steps after which the mean of the last losses is as low as asked for."""
-    totals = np.cumsum([0.0, *(line["loss"] for line in lines)])
-    low = np.flatnonzero(totals[MEANT:] - totals[:-MEANT] <= MEANT * loss)
-    return int(low[0]) + MEANT if low.size else None
