@@ -14,6 +14,7 @@ from gradpart_jax.transform import CompressState, fill, find_state, state_axes
 
 SENT = ("payload_bits", "link_bits", "inner_bits")  # of `Stats`: what an exchange costs
 DENSE = ("dense_payload_bits", "dense_link_bits")  # and what dense training would have cost
+KEPT = 0.5  # of what a device has not sent, that it goes on from
 
 
 class LocalState(NamedTuple):
@@ -104,8 +105,8 @@ def local_updates(
       exchange: such as `gp.partition_compress("devices", ratio=25)`: bytes are `every` times fewer than it says.
       outer: an optimizer of the mean change, such as `optax.sgd(0.7, momentum=0.9, nesterov=True)`; None takes the mean
         as it is.
-      keep_own: k in [0, 1], the share of what a device has not sent that it goes on from. None takes 1 where every is
-        1, else 0.5, which win; and 0 for an exchange that remembers nothing.
+      keep_own: k in [0, 1], the share of what a device has not sent that it goes on from. None takes 0.5, which wins
+        with local steps and without; and 0 for an exchange that remembers nothing.
 
     Returns:
       An `optax.GradientTransformationExtraArgs`, whose update needs the parameters. In steps without an exchange all
@@ -142,7 +143,7 @@ def local_updates(
             raise ValueError(
                 f"keep_own={keep_own:g} goes on from what is remembered: leave error_feedback on in exchange"
             )
-        return 0.0 if not remembers else keep_own if keep_own is not None else 1.0 if every == 1 else 0.5
+        return 0.0 if not remembers else KEPT if keep_own is None else keep_own
 
     def start(anchor: Any, exchanged: Any) -> Any:
         """Give the parameters that a device goes on from after an exchange."""

@@ -12,8 +12,10 @@ behind the exchange, for of what is sparse most are 0. That loses more, and allo
 
 Of all recipes: `ratio` is of payload bytes over all steps, so that an exchange each `every` steps sends `every` times
 more; `clip` is the largest norm of a local gradient, None for any; `exchange` stands in for
-`gp.partition_compress(axis_name, ratio=ratio / every)`, of which further keywords are arguments. The learning rate of
-dense training is a good start, with a linear rise over the first twentieth of the steps and a decay to 0.
+`gp.partition_compress(axis_name, ratio=ratio / every)`, of which further keywords are arguments. Where devices run
+Adam, Lion or Muon by themselves, the rule is "energy": all leaves' changes have one scale then. The learning rate of
+dense training is a good start, with a linear rise over the first twentieth of the steps and a decay to 0. Momentum
+carries on what a device did before it heard of the others: where training bears it, a lower b1, such as 0.8, gains.
 """
 
 from __future__ import annotations
@@ -181,9 +183,8 @@ def adamw(
     """
     moments = optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
     after = [*_decay(weight_decay, mask), _rate(learning_rate)]
-    return _assemble(
-        [moments], after, clip, _exchange(axis_name, ratio, every, exchange, compression), every, replicate
-    )
+    meeting = _exchange(axis_name, ratio, every, exchange, compression, scaled=not replicate)
+    return _assemble([moments], after, clip, meeting, every, replicate)
 
 
 def lion(
@@ -227,7 +228,8 @@ def lion(
       ValueError: an argument is out of range.
     """
     after = [optax.scale_by_lion(b1=b1, b2=b2), *_decay(weight_decay, mask), _rate(learning_rate)]
-    return _assemble([], after, clip, _exchange(axis_name, ratio, every, exchange, compression), every, replicate)
+    meeting = _exchange(axis_name, ratio, every, exchange, compression, scaled=not replicate)
+    return _assemble([], after, clip, meeting, every, replicate)
 
 
 def muon(
@@ -263,7 +265,8 @@ def muon(
       ValueError: an argument is out of range.
     """
     after = [contrib.muon(learning_rate, **(muon_options or {}))]
-    return _assemble([], after, clip, _exchange(axis_name, ratio, every, exchange, compression), every, replicate)
+    meeting = _exchange(axis_name, ratio, every, exchange, compression, scaled=not replicate)
+    return _assemble([], after, clip, meeting, every, replicate)
 
 
 def _assemble(
@@ -291,6 +294,8 @@ def _exchange(
     every: int,
     exchange: optax.GradientTransformation | None,
     compression: dict[str, Any],
+    *,
+    scaled: bool = False,
 ) -> optax.GradientTransformation:
     check_integer("every", every, 1, 2**31 - 1)
     if exchange is not None:
@@ -300,7 +305,9 @@ def _exchange(
     check_number("ratio", ratio, at_least=1.0, static=True)
     if ratio < every:
         raise ValueError(f"every={every} steps to a dense exchange save more than ratio={ratio:g}: raise the ratio")
-    return partition_compress(axis_name, ratio=ratio / every, **compression)
+    # Where the optimizer has brought all leaves to one scale, one threshold serves them all
+    rule = {"entropy_rule": "energy"} if scaled else {}
+    return partition_compress(axis_name, ratio=ratio / every, **rule | compression)
 
 
 def _decay(weight_decay: float, mask: Any) -> list[optax.GradientTransformation]:

@@ -305,6 +305,8 @@ def test_labels_have_settings_of_their_own_and_dense_training_is_plain() -> None
     assert methods.settings_of(label, made.exchange)["rungs"] == 2
     own = methods.tuned(made, label)
     assert (own.exchange.local_steps, own.training.learning_rate, own.exchange.recipe) == (2, 0.5, "local")
+    assert own.exchange.entropy_rule == "energy"
+    assert methods.tuned(made, methods.parse("partition:recipe=before")).exchange.entropy_rule == "entropy"
     dense = methods.tuned(made, methods.parse("dense"))
     assert (dense.exchange.local_steps, dense.exchange.recipe) == (1, "before")
     assert methods.tuned(made, methods.parse("dense:local_steps=8")).exchange.local_steps == 8

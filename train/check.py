@@ -24,7 +24,7 @@ def check(config: Config) -> None:
     for option, value, choices in (
         ("--model", task.model, tuple(models.MODELS)),
         ("--family", exchange.family, tuple(FAMILIES)),
-        ("--entropy-rule", exchange.entropy_rule, tuple(ENTROPY_RULES)),
+        ("--entropy-rule", exchange.entropy_rule or "entropy", tuple(ENTROPY_RULES)),
     ):
         if value not in choices:
             raise UsageError(f"{option} {value} is unknown: choose one of {', '.join(choices)}")

@@ -89,13 +89,14 @@ class Exchange:
     recipe: Literal["local", "after", "before"] | None = None
     """Exchange what local optimizers changed, or after moments, or before all; None: sgd before, adam(w) local."""
     local_steps: int | None = None
-    """Steps between two exchanges, which send so many times more; None takes 4 where the recipe is local, else 1."""
+    """Steps between two exchanges, which send so many times more; None takes 2 where the recipe is local, else 1."""
     warmup_steps: int = 0
     """First steps exchanged uncompressed; they cost as much as a hundred compressed ones each."""
     momentum_correction: float | None = None
     """Momentum on each device, before compression (DGC); sgd then has none of its own."""
-    entropy_rule: str = "entropy"
-    """How the budget is shared among layers: fixed, entropy, perplexity or energy."""
+    entropy_rule: str | None = None
+    """How the budget is shared among layers: fixed, entropy, perplexity or energy; None takes energy where a local
+    adam(w) has brought all layers to one scale, else entropy."""
     family: str = "pareto"
     """Family of forecast distributions: laplace, normal, generalised_normal, gamma, pareto or mixture."""
     dense_reference: bool = True
@@ -191,7 +192,7 @@ Settings = TypeVar("Settings", bound=Config)
 
 PRESETS: dict[str, dict[str, Any]] = {
     "digits": {"data": "digits", "model": "conv", "steps": 600},
-    "stdlib": {"data": "stdlib", "model": "transformer", "steps": 1000, "batch": 32, "optimizer": "adam"},
+    "stdlib": {"data": "stdlib", "model": "transformer", "steps": 1000, "batch": 32, "optimizer": "adam", "b1": 0.7},
     "mnist": {"data": "mnist", "model": "lenet5", "steps": 2000, "learning_rate": 0.05},
     "cifar10": {
         "data": "cifar10",
@@ -228,7 +229,7 @@ NOT_KEPT = (Start, Hosts)  # groups of options that are no part of a run's confi
 LEARNING_RATES = {"sgd": 0.1, "adam": 4e-3, "adamw": 4e-3}
 WEIGHT_DECAYS = {"sgd": 0.0, "adam": 0.0, "adamw": 1e-4}
 RECIPES = {"sgd": "before", "adam": "local", "adamw": "local"}
-LOCAL_STEPS = 4  # by the local recipe: the best of those tried at 100 times (train/STUDY.md)
+LOCAL_STEPS = 2  # by the local recipe: the best of those tried at 100 times (train/STUDY.md)
 
 
 def groups() -> dict[str, type]:

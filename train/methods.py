@@ -212,13 +212,17 @@ def tuned(config: Settings, label: Label) -> Settings:
       label: of the method.
 
     Returns:
-      The configuration with the method's own learning rate, local steps and recipe. Uncompressed training meets at each
-      step, before the optimizer, where its label does not say otherwise.
+      The configuration with the method's own learning rate, local steps, recipe and entropy rule. Uncompressed
+      training meets at each step, before the optimizer, where its label does not say otherwise.
     """
     values: dict[str, Any] = {"local_steps": 1, "recipe": "before"} if label.kind in PLAIN else {}
     if label.options.get("recipe", "local") != "local":
         values["local_steps"] = 1
-    return change(config, **values | {key: value for key, value in label.options.items() if key in TUNED})
+    own = change(config, **values | {key: value for key, value in label.options.items() if key in TUNED})
+    if own.exchange.entropy_rule is None:
+        scaled = own.exchange.recipe == "local" and own.training.optimizer != "sgd"
+        own = change(own, entropy_rule="energy" if scaled else "entropy")
+    return own
 
 
 def build(
