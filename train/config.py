@@ -88,8 +88,8 @@ class Exchange:
     """How payloads travel: to all devices, by owners of shares, by a leader's positions; auto goes by the number."""
     recipe: Literal["local", "after", "before"] | None = None
     """Exchange what local optimizers changed, or after moments, or before all; None: sgd before, adam(w) local."""
-    local_steps: int | None = None
-    """Steps between two exchanges, which send so many times more; None takes 2 where the recipe is local, else 1."""
+    local_steps: int = 1
+    """Steps between two exchanges, which send so many times more."""
     warmup_steps: int = 0
     """First steps exchanged uncompressed; they cost as much as a hundred compressed ones each."""
     momentum_correction: float | None = None
@@ -174,13 +174,6 @@ class Config:
         return self.output.workdir / (self.output.name or name)
 
     @property
-    def local_steps(self) -> int:
-        """Steps between two exchanges, once they are known."""
-        if self.exchange.local_steps is None:
-            raise ValueError("local steps are not known yet: call settle")
-        return self.exchange.local_steps
-
-    @property
     def devices(self) -> int:
         """Devices, once they are known."""
         if self.training.devices is None:
@@ -229,7 +222,6 @@ NOT_KEPT = (Start, Hosts)  # groups of options that are no part of a run's confi
 LEARNING_RATES = {"sgd": 0.1, "adam": 4e-3, "adamw": 4e-3}
 WEIGHT_DECAYS = {"sgd": 0.0, "adam": 0.0, "adamw": 1e-4}
 RECIPES = {"sgd": "before", "adam": "local", "adamw": "local"}
-LOCAL_STEPS = 2  # by the local recipe: the best of those tried at 100 times (train/STUDY.md)
 
 
 def groups() -> dict[str, type]:
@@ -316,7 +308,7 @@ def settle(config: Settings, devices: int = VIRTUAL_DEVICES) -> Settings:
       devices: to train over where the user gave no number.
 
     Returns:
-      A configuration with devices, learning rate, weight decay, recipe and local steps.
+      A configuration with devices, learning rate, weight decay and recipe.
     """
     given = flat(config)
     chosen = {
@@ -330,7 +322,4 @@ def settle(config: Settings, devices: int = VIRTUAL_DEVICES) -> Settings:
         for key, value in chosen.items()
         if given[key] is None
     }
-    if config.exchange.local_steps is None:
-        local = values.get("recipe", config.exchange.recipe) == "local"
-        values["local_steps"] = max(1, min(LOCAL_STEPS, int(config.exchange.ratio))) if local else 1
     return change(config, **values)

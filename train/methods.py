@@ -244,7 +244,7 @@ def build(
       UsageError: the constructor refuses an option.
     """
     settings = settings_of(label, exchange)
-    known, every = _parameters(label.kind), exchange.local_steps or 1
+    known, every = _parameters(label.kind), exchange.local_steps
     if "ratio" in known and ratio < every:
         raise UsageError(
             f"--local-steps {every} saves more than the payload ratio of {ratio:g} asked of "

@@ -73,9 +73,10 @@ def build(config: Config, label: methods.Label, exchange: optax.GradientTransfor
     """
     clip = optax.clip_by_global_norm(config.training.clip)
     direction, step = parts(config, label)
-    if config.local_steps > 1 or config.exchange.recipe == "local":
+    every = config.exchange.local_steps
+    if every > 1 or config.exchange.recipe == "local":
         whole = optax.chain(clip, direction, step)
-        return gp.local_updates(whole, every=config.local_steps, exchange=exchange)
+        return gp.local_updates(whole, every=every, exchange=exchange)
     if config.exchange.recipe == "after":
         return optax.chain(gp.local(optax.chain(clip, direction)), exchange, step)
     return optax.chain(clip, exchange, direction, step)

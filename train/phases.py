@@ -50,7 +50,7 @@ def measure(config: Config, program: Program, state: step.State, batch: dict[str
     times = {"forward_backward": _median(lambda _: forward(state, placed), None)}
 
     config = methods.tuned(config, program.label)
-    every = config.local_steps
+    every = config.exchange.local_steps
     kept, own = find_state(state.opt_state), find_state(axes.opt_state)
     payload = float(np.asarray(one(gp.stats(kept)).payload_bits))
     exchange = methods.build(program.label, config.exchange, AXIS, program.ratio, devices)

@@ -20,14 +20,14 @@ class Study(NamedTuple):
 STDLIB = MappingProxyType({"data": "stdlib", "optimizer": "adam", "steps": 2000, "learning_rate": 0.006})
 DENSE = "dense:learning_rate=0.004,"
 ABLATED = (
-    "partition",  # with the rule "energy", and two local steps
+    "partition",
     "partition:entropy_rule=entropy",
     "partition:entropy_rule=fixed",
     "partition:learn_every=0",  # the predictor as it was trained beforehand
     "partition:error_feedback=false",
     "topk",  # no partition: exact, one region, float32 values
     "sidco",  # a threshold by a closed-form fit
-    "partition:local_steps=1",
+    "partition:local_steps=2",
     "partition:local_steps=4",
     "partition:recipe=after",
     "partition:recipe=before",
@@ -38,7 +38,7 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
     {
         "headline": Study(
             STDLIB,
-            DENSE + "partition:local_steps=1,partition:local_steps=2,topk,dgc:momentum=none,powersgd",
+            DENSE + "partition,partition:local_steps=2,topk,dgc:momentum=none,powersgd",
             "100",
             3,
         ),

@@ -140,7 +140,7 @@ def train(args: Args, net: links.Links, label: methods.Label, folder: Path, cons
         "--ratio", str(args.ratio), "--workdir", str(folder), "--name", label.folder, "--heartbeat", "300",
         "--timeout", str(args.timeout),
     ]  # fmt: skip
-    period = methods.tuned(settle(parse(given)), label).local_steps
+    period = methods.tuned(settle(parse(given)), label).exchange.local_steps
     stretches = plan(args.rate.split(","), args.dense_steps if label.kind == "dense" else args.steps, period)
     # An evaluation follows the last step
     given += ["--steps", str(max(stretches[-1].stop + period, args.loss_steps if args.loss is not None else 0))]
