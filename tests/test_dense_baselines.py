@@ -143,7 +143,7 @@ def test_signsgds_link_does_not_grow_with_the_devices(devices: int) -> None:
 
 def test_int8_is_the_nearest_of_127_steps_in_each_block() -> None:
     block, memory = 256, None
-    for i, (_, residual, state) in enumerate(run(baselines.int8(block))):
+    for i, (out, residual, state) in enumerate(run(baselines.int8(block))):
         flat = np.stack([flatten(gradients(i), d) for d in range(W)])
         memory = np.zeros_like(flat, np.float64) if memory is None else memory
         a = flat + memory
@@ -157,6 +157,8 @@ def test_int8_is_the_nearest_of_127_steps_in_each_block() -> None:
         expected = steps * np.rint(padded / steps)
         off = np.abs(padded - rest - expected) > 1e-5 * greatest[..., None]
         assert off.mean() < 1e-3  # a value in the middle between two levels may go to either
+        averaged = flatten({n: x[None] for n, x in out.items()}, 0)
+        np.testing.assert_allclose(averaged, (a - memory).mean(axis=0), rtol=1e-4, atol=1e-5 * np.abs(a).max())
         assert residual["kernel"].any()
 
 
@@ -221,6 +223,49 @@ def test_natural_draws_the_powers_of_two_around_a_value() -> None:
     assert outs.var(axis=0).sum() <= (vector**2).sum() / 8 * 1.05
 
 
+def qsgd(x: np.ndarray, uniform) -> np.ndarray:
+    v = np.pad(x, (0, -x.size % 128)).reshape(-1, 128)
+    step = np.asarray(levels.step_above(jnp.asarray(np.linalg.norm(v, axis=1) / 7, jnp.float32)), np.float64)[:, None]
+    ratio = np.abs(v) / step
+    low = np.floor(ratio)
+    level = np.minimum(low + (ratio - low + uniform(v.size).reshape(v.shape) >= 1), 7)
+    return (np.sign(v) * step * level).reshape(-1)[: x.size]
+
+
+def terngrad(x: np.ndarray, uniform) -> np.ndarray:
+    out, u, at = np.zeros_like(x), uniform(x.size), 0
+    for shape in SHAPES.values():
+        span = slice(at, at + int(np.prod(shape)))
+        v = x[span]
+        scale = min(np.abs(v).max(), 2.5 * np.sqrt((v**2).mean()))
+        out[span] = np.sign(v) * scale * (np.minimum(np.abs(v) / scale, 1) + u[span] >= 1)
+        at += -(-v.size // 32) * 32
+    return out
+
+
+def natural(x: np.ndarray, uniform) -> np.ndarray:
+    low = 2.0 ** np.floor(np.log2(np.where(x == 0, 1, np.abs(x))))
+    return np.sign(x) * low * np.where(np.abs(x) / low - 1 + uniform(x.size) >= 1, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("make", "send"), [(baselines.qsgd, qsgd), (baselines.terngrad, terngrad), (baselines.natural, natural)]
+)
+def test_each_device_draws_for_itself_anew_in_each_step(make, send) -> None:
+    """With the same coins: seed, step and device decide."""
+
+    def uniform(step: int, device: int, size: int) -> np.ndarray:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(5), step), device)
+        return np.asarray(jax.random.bits(key, (size,), jnp.uint32), np.float64) / 2.0**32
+
+    for i, (out, _, _) in enumerate(run(make(seed=5), error_feedback=False)):
+        vectors = [flatten(gradients(i), d).astype(np.float64) for d in range(W)]
+        sent = [send(x, functools.partial(uniform, i, d)) for d, x in enumerate(vectors)]
+        mean, got = np.mean(sent, axis=0), flatten({n: x[None] for n, x in out.items()}, 0)
+        # Chances have 16 bits: a coin on the edge may fall to either side
+        assert np.mean(np.abs(got - mean) > 1e-5 * np.max(np.abs(sent), axis=0) + 1e-30) < 1e-3
+
+
 def as_matrix(x: np.ndarray) -> np.ndarray:
     return x.reshape(x.shape[0], -1, x.shape[-1])
 
@@ -242,9 +287,9 @@ class Power:
         return (left @ self.right[name].T).reshape(a.shape[1:])
 
 
-@pytest.mark.parametrize("start_step", [0, 2])
-def test_powersgd_is_a_step_of_power_iteration(start_step: int) -> None:
-    scheme = baselines.powersgd(rank=2, start_step=start_step)
+@pytest.mark.parametrize(("start_step", "warm"), [(0, True), (2, True), (1, False)])
+def test_powersgd_is_a_step_of_power_iteration(start_step: int, warm: bool) -> None:
+    scheme = baselines.powersgd(rank=2, start_step=start_step, warm_start=warm, seed=3)
     found = {}
     tx = gp.compress(scheme)
     for first in tx.init(PARAMS).scheme.shared.right:
@@ -253,6 +298,10 @@ def test_powersgd_is_a_step_of_power_iteration(start_step: int) -> None:
     memory = {n: np.zeros((W, *s)) for n, s in SHAPES.items()}
     for i, (out, residual, state) in enumerate(run(scheme, steps=6)):
         a = {n: g + memory[n] for n, g in gradients(i).items()}
+        if not warm:
+            key = jax.random.fold_in(jax.random.key(3), i)
+            drawn = [jax.random.normal(jax.random.fold_in(key, j), (1, n, 2))[0] for j, n in enumerate((20, 50))]
+            reference.right = {n: np.asarray(q, np.float64) for n, q in zip(("conv", "kernel"), drawn, strict=True)}
         dense = i < start_step
         expected = {n: x.mean(0) if dense or x.ndim < 3 else reference.reduce(n, x) for n, x in a.items()}
         memory = {n: np.zeros_like(x) if dense or x.ndim < 3 else x - expected[n] for n, x in a.items()}
@@ -282,7 +331,10 @@ def test_demo_sends_the_largest_cosine_coefficients_of_a_decaying_momentum() -> 
     cosines = importlib.import_module("gradpart_jax.baselines.demo").cosines
     np.testing.assert_allclose(cosines(16), scipy_fft.dct(np.eye(16), norm="ortho", axis=0), atol=1e-12)
     momentum = {n: np.zeros((W, *s)) for n, s in SHAPES.items()}
-    for i, (out, residual, _) in enumerate(run(baselines.demo(keep, chunk, sign=False), memory_decay=decay)):
+    both = zip(
+        *(run(baselines.demo(keep, chunk, sign=sign), memory_decay=decay) for sign in (False, True)), strict=True
+    )
+    for i, ((out, residual, _), (signs, same, _)) in enumerate(both):
         for name, g in gradients(i).items():
             a = g + momentum[name]
             m = as_matrix(a) if a.ndim > 2 else a.reshape(W, -1, 1)
@@ -307,6 +359,8 @@ def test_demo_sends_the_largest_cosine_coefficients_of_a_decaying_momentum() -> 
             momentum[name] = decay * (a - sent.reshape(a.shape))
             np.testing.assert_allclose(out[name], update.reshape(g.shape[1:]), atol=1e-4 * np.abs(update).max())
             np.testing.assert_allclose(residual[name], momentum[name], atol=1e-4 * np.abs(a).max())
+            np.testing.assert_array_equal(same[name], residual[name])
+            np.testing.assert_array_equal(signs[name], np.sign(out[name]))
 
 
 def test_ef21_sends_what_an_estimate_lacks() -> None:

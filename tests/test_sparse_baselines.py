@@ -443,6 +443,34 @@ def test_oktopk() -> None:
     check(scheme, TwiceSelected(0.05), steps=8, rtol=1e-5)
 
 
+def test_oktopk_looks_for_a_threshold_at_once_where_it_lets_too_much_through() -> None:
+    tx = gp.compress(gp.baselines.oktopk(0.05, reuse_threshold=100), AXIS, error_feedback=False)
+    k = quota(0.05, LAYOUT.elements)
+    most = int(np.ceil(1.25 * k))
+    state, before = start(tx), np.zeros(W)
+    for step, factor in enumerate((1.0, 100.0, 90.0, 1.0)):
+        g = {name: np.float32(factor) * leaf for name, leaf in gradients(step).items()}
+        _, state = many(tx)(g, state)
+        found = np.asarray(state.scheme.local)[:, 0]
+        for w, x in enumerate(vectors(g)):
+            magnitudes = np.sort(np.abs(np.concatenate([x[name] for name in NAMES])))
+            anew = step == 0 or np.sum(magnitudes >= before[w]) > most
+            assert found[w] == (magnitudes[-k] if anew else before[w])
+        assert step != 1 or (found > 50 * before).all()
+        assert step != 3 or (found == before).all()
+        before = found
+
+
+def test_oktopk_alone_sends_the_largest_of_what_a_stale_threshold_lets_through() -> None:
+    tx = gp.compress(gp.baselines.oktopk(0.05, reuse_threshold=100))
+    update, x = jax.jit(tx.update), np.random.default_rng(0).laplace(size=2000).astype(np.float32)
+    _, state = update(jnp.asarray(x), tx.init(jnp.zeros(2000)))
+    before = np.asarray(state.memory.residual)[:2000]
+    out, state = update(jnp.asarray(50 * x), state)
+    a = 50 * x + before
+    np.testing.assert_array_equal(out, largest(a, 100))
+
+
 def test_oktopks_regions_balance_the_load_and_its_link_does_not_grow() -> None:
     tx = gp.compress(gp.baselines.oktopk(0.05, reuse_threshold=4, reuse_regions=4), AXIS)
     state, k = start(tx), quota(0.05, LAYOUT.elements)

@@ -49,7 +49,7 @@ METHODS: dict[str, Method] = {
     "demo": Method(rival(baselines.demo, "keep", kept, memory_decay=0.999)),
     "qsgd": Method(rival(baselines.qsgd, "bits", width, error_feedback=False)),
     "terngrad": Method(rival(baselines.terngrad, error_feedback=False), budgeted=False),
-    "signsgd": Method(rival(baselines.signsgd, error_feedback=False), budgeted=False),
+    "signsgd": Method(rival(baselines.signsgd, error_feedback=False), gathers=False, budgeted=False),
     "ef_signsgd": Method(rival(baselines.ef_signsgd), budgeted=False),
     "onebit_sgd": Method(rival(baselines.onebit_sgd), budgeted=False),
     "natural": Method(rival(baselines.natural, error_feedback=False), budgeted=False),

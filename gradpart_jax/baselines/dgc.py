@@ -1,7 +1,8 @@
 """Deep gradient compression: a threshold from a sample, corrected by counting, and a warm-up of falling ratios.
 
 Source: Lin, Han, Mao, Wang and Dally, "Deep gradient compression" (ICLR 2018): section 3 and appendix for sampling and
-hierarchical selection, 3.3 for warm-up. Its momentum correction and masking (3.1, 3.2) are `gp.compress(momentum=...)`.
+hierarchical selection, 3.3 for warm-up. Its momentum correction and masking (3.1, 3.2) are `gp.compress(momentum=...)`,
+its local clipping is `optax.clip_by_global_norm(bound / sqrt(W))` before that, on W devices.
 """
 
 from __future__ import annotations

@@ -26,9 +26,9 @@ COUNTS = 3  # the last of which is of what is sent
 def gaussiank(ratio: float = 0.01, *, slack: float = 1.25) -> Scheme:
     """Send what reaches the quantile of a normal distribution fitted to each leaf.
 
-    Of a leaf with mean mu and standard deviation sigma, |a| >= mu + Phi^-1(1 - ratio / 2) sigma is sent; twice the
-    threshold is halved where fewer than 2/3 of those asked for reach it, and multiplied by 1.5 where more than 4/3 do
-    (three counts, the last of which is of what is sent). Real tails are heavier than a normal distribution's: the
+    Of a leaf with mean mu and standard deviation sigma, the threshold is mu + Phi^-1(1 - ratio / 2) sigma. It is halved
+    where fewer than 2/3 of those asked for reach it, and multiplied by 1.5 where more than 4/3 do, two times at most:
+    of the paper's three counts the last is of what is sent. Real tails are heavier than a normal distribution's: the
     counts may stay off by more than that.
 
     Args:

@@ -1,4 +1,4 @@
-"""TernGrad: minus, nothing or plus each tensor's greatest, by chance (Wen et al., NeurIPS 2017, sections 3 and 5)."""
+"""TernGrad: minus, nothing or plus each tensor's greatest, by chance (Wen et al., NeurIPS 2017, section 3)."""
 
 from __future__ import annotations
 
