@@ -3,9 +3,6 @@
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import jax
@@ -14,11 +11,10 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 
-from train import agree, check, checkpoint, config, launch, loop, parts, placing
+from tests.processes import arrays, await_lines, child, finish, metrics, same_arrays, start
+from train import agree, check, config, launch, loop, placing
 from train.errors import DivergedError
-from train.log import read
 
-ROOT = Path(__file__).parents[1]
 FEW = ["--model", "mlp", "--batch", "32", "--no-dense-reference", "--no-phases", "--devices", "4"]
 STEPS = ["--steps", "60", "--eval-every", "30", "--checkpoint-every", "10"]
 
@@ -28,72 +24,15 @@ def data_dir(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("data")
 
 
-def start(module: str, *given: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-u", "-m", module, *given],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-
-
-def finish(process: subprocess.Popen, seconds: float = 240.0) -> str:
-    try:
-        return process.communicate(timeout=seconds)[0]
-    except subprocess.TimeoutExpired:
-        process.kill()
-        pytest.fail(f"no end within {seconds} s:\n{process.communicate()[0]}")
-
-
-def child(parent: int, number: int) -> int:
-    """The process id of one of the launcher's processes."""
-    for path in Path("/proc").iterdir():
-        if path.name.isdecimal():
-            try:
-                words = (path / "cmdline").read_text().split("\0")
-                above = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-            except (OSError, ValueError, IndexError):
-                continue
-            if above == parent and words[words.index("--process") + 1 :][:1] == [str(number)]:
-                return int(path.name)
-    pytest.fail(f"process {number} does not run")
-
-
-def metrics(folder: Path) -> list[dict]:
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in read(folder / "metrics.jsonl")]
-
-
-def arrays(folder: Path, step: int) -> dict[str, np.ndarray]:
-    """The arrays of a checkpoint, its parts put together."""
-    found = [
-        parts.PartHandler().restore(path / str(step) / parts.ITEM)
-        for path in sorted(folder.glob(f"{checkpoint.FOLDER}*"))
-    ]
-    for one in found:
-        del one[parts.FACTS]
-    whole = {}
-    for key, x in found[0].items():
-        own = [one[key] for one in found]
-        same = all(np.array_equal(x, y, equal_nan=True) for y in own)
-        whole[key] = x if same or x.ndim < 2 else np.concatenate(own)
-    return whole
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="processes are found by Linux's /proc")
 @pytest.mark.parametrize("method", ["topk", pytest.param("partition", marks=pytest.mark.deep)])
 def test_two_processes_whose_worker_and_leader_are_killed_end_with_the_bits_of_one(method, tmp_path, data_dir) -> None:
     options = [*FEW, *STEPS, "--method", method, "--workdir", str(tmp_path), "--data-dir", str(data_dir)]
-    launched = start("train.launch", "--processes", "2", "--", *options, "--name", "two")
+    launched = start("-m", "train.launch", "--processes", "2", "--", *options, "--name", "two")
     written = tmp_path / "two" / method / "metrics.jsonl"
-    last = time.monotonic() + 200
     for victim, lines in ((1, 12), (0, 35)):
-        while not written.exists() or written.read_text().count("\n") < lines:
-            if launched.poll() is not None or time.monotonic() > last:
-                pytest.fail(finish(launched, 1))
-            time.sleep(0.002)
+        await_lines(written, lines, launched)
         os.kill(child(launched.pid, victim), signal.SIGKILL)
     said = finish(launched)
     assert launched.returncode == 0, said
@@ -107,11 +46,7 @@ def test_two_processes_whose_worker_and_leader_are_killed_end_with_the_bits_of_o
     loop.run(settings, Console(quiet=True))
     one, two = tmp_path / "one" / method, tmp_path / "two" / method
     assert metrics(two) == metrics(one)
-    expected, found = arrays(one, 60), arrays(two, 60)
-    assert expected.keys() == found.keys()
-    for key, x in expected.items():
-        np.testing.assert_array_equal(found[key], x)
-        assert found[key].shape == x.shape or x.ndim < 2
+    same_arrays(arrays(60, two), arrays(60, one))
     assert (tmp_path / "two" / "report.html").exists()
 
 
@@ -120,13 +55,12 @@ def test_absent_and_differing_processes_end_in_one_clear_line_each(tmp_path, dat
     port = launch._free_port()
     here, nowhere = f"127.0.0.1:{port}", f"127.0.0.1:{launch._free_port()}"
     clip = (
-        start("train.main", *options, "--coordinator", here, "--process", "0", "--clip", "1"),
-        start("train.main", *options, "--coordinator", here, "--process", "1", "--clip", "2"),
+        start("-m", "train.main", *options, "--coordinator", here, "--process", "0", "--clip", "1"),
+        start("-m", "train.main", *options, "--coordinator", here, "--process", "1", "--clip", "2"),
     )
-    alone = start("train.main", *options, "--coordinator", nowhere, "--process", "1", "--timeout", "3")
-    waits = start(
-        "train.main", *options, "--coordinator", f"127.0.0.1:{launch._free_port()}", "--process", "0", "--timeout", "3"
-    )
+    alone = start("-m", "train.main", *options, "--coordinator", nowhere, "--process", "1", "--timeout", "3")
+    silent = f"127.0.0.1:{launch._free_port()}"
+    waits = start("-m", "train.main", *options, "--coordinator", silent, "--process", "0", "--timeout", "3")
     for process in clip:
         said = finish(process)
         assert process.returncode == 2, said
