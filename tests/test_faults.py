@@ -215,7 +215,7 @@ def test_data_that_differ_between_hosts_are_named_and_nobody_trains(tmp_path, da
         for process in running:
             said = finish(process)
             assert process.returncode == 2, said
-            assert "the hosts differ, and none trains: training split of --data digits is 1437 examples, " in said
+            assert "the hosts differ, and none trains: training split of --data digits is 1497 examples, " in said
             assert "on process 1" in said
             assert "test split" not in said
     assert not list(tmp_path.rglob("metrics.jsonl"))
