@@ -22,7 +22,7 @@ from rich.console import Console
 
 from train import methods
 from train.bench import figures, links
-from train.bench.network_picture import draw, table
+from train.bench.network_picture import draw, tables
 from train.bench.network_rows import UNSHAPED, Stretch, bits, plan, reached, rows_of
 from train.config import settle
 from train.errors import HostError, Interrupted, UsageError
@@ -113,7 +113,8 @@ def main(args: Args) -> None:
                     args.json.write_text(json.dumps({"hosts": args.hosts, "rows": rows}, indent=1) + "\n")
     finally:
         signal.signal(signal.SIGTERM, before)
-    console.print(table(rows))
+    for table in tables(rows):
+        console.print(table)
     draw(rows, args.figure)
     console.print(f"picture: {args.figure}")
 

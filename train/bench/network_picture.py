@@ -1,4 +1,4 @@
-"""What the network benchmark shows: its table, and step time against link rate, measured and by a model."""
+"""What the network benchmark shows: its tables, and step time against link rate, measured and by a model."""
 
 from __future__ import annotations
 
@@ -11,39 +11,48 @@ from rich.table import Table
 from train.bench import figures
 from train.log import amount
 
-COLUMNS = ("method", "rate", "step, s", "faster", "to unshaped", "compute", "encode", "wire", "decode")
-COUNTED = ("link", "kernel", "over")
 UNITS = ((1e9, "Gbit/s"), (1e6, "Mbit/s"), (1e3, "kbit/s"))
 
 
-def table(rows: list[dict[str, Any]]) -> Table:
+def tables(rows: list[dict[str, Any]]) -> tuple[Table, Table]:
     """Draw the rows.
 
     Args:
       rows: of `network.train`.
 
     Returns:
-      A table to print.
+      Tables to print: how long a step takes, and where its time and its bytes go.
     """
     timed = any(row["to_loss_s"] is not None for row in rows)
-    made = Table(
-        title="seconds a step, medians; pieces are timed apart on links without a shaper, all hosts at once on this "
-        "machine's cores, and wire adds what a step takes longer on the shaped link; over is what the kernel counts "
-        "above link_bits: headers and acknowledgements"
-    )
-    for name in (*COLUMNS, *COUNTED, *(("to loss, s",) if timed else ())):
-        made.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
+    steps = _empty("seconds a step, medians", "step, s", "faster", "to unshaped", *(("to loss, s",) if timed else ()))
+    pieces = _empty(
+        "pieces in seconds, timed apart on links without a shaper, all hosts at once on this machine's cores; wire "
+        "adds what a step takes longer on the shaped link; over is what the kernel counts above link_bits: headers and "
+        "acknowledgements",
+        "compute", "encode", "wire", "decode", "link", "over",
+    )  # fmt: skip
     dense = {row["rate"]: row["step_time_s"] for row in rows if row["method"] == "dense"}
+    last = None
     for row in rows:
-        step = row["step_time_s"]
+        step, name = row["step_time_s"], f"  {words(row['rate'])}"
+        if row["method"] != last:
+            for made in (steps, pieces):
+                made.add_section()
+                made.add_row(row["method"])
+            last = row["method"]
         faster = f"{dense[row['rate']] / step:.1f} x" if row["rate"] in dense else "-"
-        times = [f"{row[key]:.3f}" for key in ("compute_s", "encode_s", "wire_s", "decode_s")]
-        counted = [amount(row["link_bytes"]), amount(row["kernel_bytes"]), f"{row['overhead']:.1%}"]
         reached = ["never" if row["to_loss_s"] is None else f"{row['to_loss_s']:.0f}"] if timed else []
-        made.add_row(
-            row["method"], words(row["rate"]), f"{step:.3f}", faster, f"{step / row['unshaped_s']:.2f} x", *times,
-            *counted, *reached,
-        )  # fmt: skip
+        steps.add_row(name, f"{step:.3f}", faster, f"{step / row['unshaped_s']:.2f} x", *reached)
+        times = [f"{row[key]:.3f}" for key in ("compute_s", "encode_s", "wire_s", "decode_s")]
+        pieces.add_row(name, *times, amount(row["link_bytes"]), f"{row['overhead']:.1%}")
+    return steps, pieces
+
+
+def _empty(title: str, *columns: str) -> Table:
+    made = Table(title=title)
+    made.add_column("method and link", overflow="fold")
+    for name in columns:
+        made.add_column(name, justify="right", no_wrap=True)
     return made
 
 
