@@ -116,9 +116,10 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             own = [row for row in rows if row["method"] == name and row["rate"] is not None]
             first, colour = next(row for row in rows if row["method"] == name), f"C{number}"
             label = name
-            if dense is not None and name != "dense" and 1e6 < (below := pays_below(first, dense)) < 1e9:
-                axes[0].axvline(below / 1e6, color=colour, lw=0.8, ls=":")
+            if dense is not None and name != "dense" and 0 < (below := pays_below(first, dense)) < float("inf"):
                 label = f"{name}, pays below {words(float(f'{below:.2g}'))}"
+                if grid[0] < below < grid[-1]:
+                    axes[0].axvline(below / 1e6, color=colour, lw=0.8, ls=":")
             axes[0].plot(
                 [row["rate"] / 1e6 for row in own], [row["step_time_s"] for row in own], "o", color=colour, label=label
             )
