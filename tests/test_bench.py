@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from train.bench import __main__ as bench
-from train.bench import forecast, network_picture, network_rows, rivals, thresholds, wire
+from train.bench import forecast, links, network_picture, network_rows, rivals, thresholds, wire
 from train.errors import UsageError
 
 
@@ -125,4 +125,4 @@ def test_a_training_whose_links_change_gives_a_row_for_each_rate(tmp_path) -> No
 @pytest.mark.parametrize("given", ["20", "0mbit", "fast", ""])
 def test_what_is_no_rate_is_refused(given) -> None:
     with pytest.raises(UsageError, match="is no rate: give one such as 20mbit"):
-        network_rows.bits(given)
+        links.bits(given)

@@ -19,6 +19,9 @@ from types import TracebackType
 
 from train.errors import UsageError
 
+UNSHAPED = "none"
+UNITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
+BURST = 0.004  # seconds of a full link that a shaper lets pass at once, after a pause
 PREFIX = "gpn"
 ETC = Path("/etc/netns")  # what stands here under a namespace's name is that namespace's /etc
 
@@ -41,6 +44,20 @@ def missing() -> str | None:
         return f"network namespaces cannot be made here ({done.stderr.strip()}): run it outside the container"
     subprocess.run(["ip", "netns", "del", tried], check=False)
     return None
+
+
+def bits(rate: str) -> float | None:
+    """Read a rate as tc writes it.
+
+    >>> bits("20mbit")
+    20000000.0
+    """
+    if rate.strip() == UNSHAPED:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(kbit|mbit|gbit)", rate.strip())
+    if not found or not float(found[1]):
+        raise UsageError(f"--rate {rate} is no rate: give one such as 20mbit (kbit, mbit or gbit), or none")
+    return float(found[1]) * UNITS[found[2]]
 
 
 class Links:
@@ -122,7 +139,12 @@ class Links:
     def _shape(self, host: int) -> None:
         rate = self._rate
         change = "del" if rate is None else "replace"
-        shape = [] if rate is None else ["tbf", "rate", rate, "burst", "64kb", "latency", "400ms"]
+        shape = []
+        if rate is not None:
+            speed = bits(rate)
+            assert speed is not None
+            # A few packets at least
+            shape = ["tbf", "rate", rate, "burst", str(max(6000, round(BURST * speed / 8))), "latency", "400ms"]
         for within, device in ((self.command(host), f"{self._tag}w{host}"), ([], f"{self._tag}v{host}")):
             _run(*within, "tc", "qdisc", change, "dev", device, "root", *shape)
 

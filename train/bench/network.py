@@ -22,8 +22,9 @@ from rich.console import Console
 
 from train import methods
 from train.bench import figures, links
+from train.bench.links import UNSHAPED, bits
 from train.bench.network_picture import draw, tables
-from train.bench.network_rows import UNSHAPED, Stretch, bits, plan, reached, rows_of
+from train.bench.network_rows import Stretch, plan, reached, rows_of
 from train.config import settle
 from train.errors import HostError, Interrupted, UsageError
 from train.log import read

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from train.errors import UsageError
+from train.bench.links import UNSHAPED, bits
 
 COLD = 2  # first periods, which are not counted: the first compiles, the second finds cold connections
 MEANT = 20  # steps whose mean loss is compared with the one to reach
-UNSHAPED = "none"
-UNITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
 
 
 class Stretch(NamedTuple):
@@ -22,20 +19,6 @@ class Stretch(NamedTuple):
     rate: str  # as tc writes it, or UNSHAPED
     start: int  # steps done before the first that is counted
     stop: int
-
-
-def bits(rate: str) -> float | None:
-    """Read a rate as tc writes it.
-
-    >>> bits("20mbit")
-    20000000.0
-    """
-    if rate.strip() == UNSHAPED:
-        return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(kbit|mbit|gbit)", rate.strip())
-    if not found or not float(found[1]):
-        raise UsageError(f"--rate {rate} is no rate: give one such as 20mbit (kbit, mbit or gbit), or none")
-    return float(found[1]) * UNITS[found[2]]
 
 
 def plan(rates: Sequence[str], steps: int, period: int) -> list[Stretch]:
