@@ -98,7 +98,7 @@ def best_format(size: int, bits: float, key_bits: int | None = None) -> PayloadF
       The format.
 
     >>> best_format(10**6, 1e5), best_format(10**6, 4e6).key_bits
-    (PayloadFormat(size=1000000, key_capacity=2613, sparse_capacity=7838, key_bits=4, sparse_bits=1), 6)
+    (PayloadFormat(size=1000000, key_capacity=2200, sparse_capacity=6602, key_bits=4, sparse_bits=1), 6)
     """
     shapes = [
         fit_format(size, bits, key_share=share, key_bits=width, sparse_bits=1, most=math.ceil(DENSEST * size))
