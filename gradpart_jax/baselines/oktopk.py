@@ -92,11 +92,16 @@ def oktopk(ratio: float = 0.01, *, reuse_threshold: int = 32, reuse_regions: int
         finite = jnp.all(jnp.isfinite(vector))
 
         # Gradients that have grown let through what no payload holds: then the old threshold says nothing of the rest.
-        over = jnp.sum(popcount(reaching(vector, state.local, _as_one(layout))))
-        bound = jax.lax.cond(
-            search | (over > most), lambda x: _rank(x, count, layout)[None], lambda x: state.local, vector
+        whole = _as_one(layout)
+        known = reaching(vector, state.local, whole)
+
+        def anew(vector: jax.Array) -> tuple[jax.Array, jax.Array]:
+            bound = _rank(vector, count, layout)[None]
+            return bound, reaching(vector, bound, whole)
+
+        bound, words = jax.lax.cond(
+            search | (jnp.sum(popcount(known)) > most), anew, lambda _: (state.local, known), vector
         )
-        words = reaching(vector, bound, _as_one(layout))
         load, wire = _load(words, common, reuse_regions, axis_name)
         chosen = entries(vector, words, most, common.step)
         region = _region(chosen.indices, load, layout, devices)
