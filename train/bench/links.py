@@ -65,10 +65,10 @@ class Links:
 
     Args:
       hosts: their number, up to 100.
-      rate: of each host's link, both ways, as tc writes it; None leaves it unshaped.
+      rate: of each host's link, both ways, as tc writes it, or UNSHAPED.
     """
 
-    def __init__(self, hosts: int, rate: str | None) -> None:
+    def __init__(self, hosts: int, rate: str = UNSHAPED) -> None:
         self.hosts, self._tag = hosts, f"{PREFIX}{os.getpid()}"
         self._subnet = f"10.{77 + os.getpid() % 100}.{os.getpid() // 100 % 200}"
         self._rate = rate
@@ -103,8 +103,8 @@ class Links:
         counter = "/sys/class/net/{}v{}/statistics/rx_bytes"
         return [int(Path(counter.format(self._tag, host)).read_text()) for host in range(self.hosts)]
 
-    def shape(self, rate: str | None) -> None:
-        """Give every link another rate, both ways; None takes the shapers away."""
+    def shape(self, rate: str) -> None:
+        """Give every link another rate, both ways; UNSHAPED takes the shapers away."""
         if rate == self._rate:
             return
         self._rate = rate
@@ -129,7 +129,7 @@ class Links:
             _run(*within, "ip", "addr", "add", f"{self.address(host)}/24", "dev", inner)
             _run(*within, "ip", "link", "set", inner, "up")
             _run(*within, "ip", "link", "set", "lo", "up")
-            if self._rate is not None:
+            if self._rate != UNSHAPED:
                 self._shape(host)
             # gloo listens where the host's name leads, and all namespaces share that name
             etc = ETC / space
@@ -137,14 +137,10 @@ class Links:
             (etc / "hosts").write_text(f"127.0.0.1 localhost\n{self.address(host)} {socket.gethostname()}\n")
 
     def _shape(self, host: int) -> None:
-        rate = self._rate
-        change = "del" if rate is None else "replace"
-        shape = []
-        if rate is not None:
-            speed = bits(rate)
-            assert speed is not None
-            # A few packets at least
-            shape = ["tbf", "rate", rate, "burst", str(max(6000, round(BURST * speed / 8))), "latency", "400ms"]
+        speed, change, shape = bits(self._rate), "del", []
+        if speed is not None:
+            burst = max(6000, round(BURST * speed / 8))  # a few packets at least
+            change, shape = "replace", ["tbf", "rate", self._rate, "burst", str(burst), "latency", "400ms"]
         for within, device in ((self.command(host), f"{self._tag}w{host}"), ([], f"{self._tag}v{host}")):
             _run(*within, "tc", "qdisc", change, "dev", device, "root", *shape)
 

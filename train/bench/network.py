@@ -106,7 +106,7 @@ def main(args: Args) -> None:
     before = signal.signal(signal.SIGTERM, end)
     rows: list[dict[str, Any]] = []
     try:
-        with links.Links(args.hosts, None) as net, tempfile.TemporaryDirectory() as folder:
+        with links.Links(args.hosts) as net, tempfile.TemporaryDirectory() as folder:
             for label in labels:
                 console.print(f"{label.text} ...")
                 rows += train(args, net, label, Path(folder), console)
@@ -161,10 +161,10 @@ def train(args: Args, net: links.Links, label: methods.Label, folder: Path, cons
             for host in range(args.hosts)
         ]
         stack.enter_context(links.ended(running))
-        stack.callback(net.shape, None)
+        stack.callback(net.shape, UNSHAPED)
         follower = _Follower(run / "metrics.jsonl", net, running, time.monotonic() + args.timeout)
         counted = [follower.count(stretch, console) for stretch in stretches]
-        net.shape(None)
+        net.shape(UNSHAPED)
         if not follower.finish():
             said = "\n".join(path.read_text()[-600:] for path in logs)
             raise HostError(f"{label.text} did not train to its end:\n{said}")
@@ -195,7 +195,7 @@ class _Follower:
 
     def count(self, stretch: Stretch, console: Console) -> list[tuple[int, list[int]]]:
         """Read the kernel's counters at both ends of a stretch; gives them with the steps done by then."""
-        self._net.shape(None if stretch.rate == UNSHAPED else stretch.rate)
+        self._net.shape(stretch.rate)
         found = [self._wait(stretch.start), self._wait(stretch.stop)]
         if found[1][0] >= stretch.stop:
             console.print(f"  {stretch.rate}: step {found[1][0]}")
