@@ -14,7 +14,7 @@ from gradpart_jax.transform import CompressState, fill, find_state, state_axes
 
 SENT = ("payload_bits", "link_bits", "inner_bits")  # of `Stats`: what an exchange costs
 DENSE = ("dense_payload_bits", "dense_link_bits")  # and what dense training would have cost
-KEPT = (0.3, 0.5)  # of what a device has not sent, that it goes on from: at every step, and with local steps
+KEPT, KEPT_LOCALLY = 0.3, 0.5  # of what a device has not sent, it goes on from: at every step, with local steps
 
 
 class LocalState(NamedTuple):
@@ -133,6 +133,7 @@ def local_updates(
     inner, exchange = optax.with_extra_args_support(inner), optax.with_extra_args_support(exchange)
     outer = optax.sgd(1.0) if outer is None else outer
     check_number("keep_own", keep_own, at_least=0.0, at_most=1.0, optional=True, static=True)
+    kept = KEPT if every == 1 else KEPT_LOCALLY
 
     def share_of(exchanged: Any) -> float:
         """Say which share of what is owed a device goes on from: none where nothing is remembered."""
@@ -144,7 +145,9 @@ def local_updates(
             raise ValueError(
                 f"keep_own={keep_own:g} goes on from what is remembered: leave error_feedback on in exchange"
             )
-        return 0.0 if not remembers else keep_own if keep_own is not None else KEPT[every > 1]
+        if not remembers:
+            return 0.0
+        return kept if keep_own is None else keep_own
 
     def start(anchor: Any, exchanged: Any) -> Any:
         """Give the parameters that a device goes on from after an exchange."""

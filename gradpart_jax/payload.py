@@ -205,7 +205,7 @@ class PayloadFormat:
 
 
 def fit_format(
-    size: int, bits: float, *, key_share: float, key_bits: int, sparse_bits: int, most: int | None = None
+    size: int, bits: float, *, key_share: float, key_bits: int, sparse_bits: int, most: int
 ) -> PayloadFormat:
     """Find the largest payload within a number of bits.
 
@@ -215,7 +215,7 @@ def fit_format(
       key_share: of the entries, those that the key region holds, 0 to 1.
       key_bits: of a key value.
       sparse_bits: of a sparse value.
-      most: entries there may be; None for all of the vector.
+      most: entries there may be.
 
     Returns:
       The format that holds most entries; at least one entry, even where that is over the budget.
@@ -225,7 +225,7 @@ def fit_format(
         key = min(max(round(key_share * entries), 1), entries)
         return PayloadFormat(size, key, entries - key, key_bits, sparse_bits)
 
-    return build(most_within(lambda entries: build(entries).bits, bits, size if most is None else most))
+    return build(most_within(lambda entries: build(entries).bits, bits, most))
 
 
 def most_within(cost: Callable[[int], float], budget: float, most: int) -> int:

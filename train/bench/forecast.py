@@ -118,8 +118,9 @@ def run(args: Args, method: str, make: Callable[[], Rival], kind: str | None, de
     ratios, bits = [], []
     for number, batch in zip(range(args.steps), task.batches, strict=False):
         vector = np.asarray(gradient(params, batch)) + memory
-        magnitude = np.abs(vector[places]).astype(np.float64)
-        threshold = rival.threshold(vector[places], density)
+        values = vector[places]
+        magnitude = np.abs(values).astype(np.float64)
+        threshold = rival.threshold(values, density)
         ratio = float(np.sum(magnitude > threshold) / max(1, round(density * layout.elements)))
         rival.realised(ratio)
         ratios.append(ratio)

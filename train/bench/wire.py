@@ -16,7 +16,7 @@ from rich.table import Table
 
 from gradpart_jax.codecs import index_codec
 from gradpart_jax.payload import PayloadFormat
-from gradpart_jax.sizes import KEY_SHARE
+from gradpart_jax.sizes import KEY_BITS, KEY_SHARE
 from train.bench import figures
 
 SIZES = (10**4, 10**5, 10**6, 10**7, 10**8)
@@ -28,7 +28,7 @@ VERIFIED = 10**6  # largest size at which positions are encoded and decoded, not
 class Args:
     """Compare index and payload sizes with the entropy bound."""
 
-    key_bits: int = 4
+    key_bits: int = KEY_BITS
     """Bits of a value in the key region, sign included; 2 to 8."""
     json: Path | None = None
     """File to write the figures to."""
