@@ -501,23 +501,54 @@ def network(weights, blocks: np.ndarray) -> np.ndarray:
     return hidden @ last["kernel"] + last["bias"]
 
 
-def test_lgc_sends_values_while_it_learns_and_codes_afterwards() -> None:
+class Adam:
+    """Adam on the mean squared error of the autoencoder, its gradient written out, from the weights given."""
+
+    def __init__(self, weights) -> None:
+        self.weights, self.step = weights, 0
+        self.first, self.second = (jax.tree.map(np.zeros_like, weights) for _ in range(2))
+
+    def __call__(self, x: np.ndarray) -> None:
+        layers, decoder = self.weights["encoder"]["params"], self.weights["decoder"]
+        curved = np.tanh(x @ layers["curved"]["kernel"] + layers["curved"]["bias"])
+        hidden = curved + x @ layers["straight"]["kernel"] + layers["straight"]["bias"]
+        codes = hidden @ layers["out"]["kernel"] + layers["out"]["bias"]
+        d_decoded = 2 * (codes @ decoder - x) / x.size
+        d_codes = d_decoded @ decoder.T
+        d_hidden = d_codes @ layers["out"]["kernel"].T
+        inputs = {"curved": x, "straight": x, "out": hidden}
+        errors = {"curved": d_hidden * (1 - curved**2), "straight": d_hidden, "out": d_codes}
+        dense = {k: {"kernel": inputs[k].T @ errors[k], "bias": errors[k].sum(0)} for k in errors}
+        gradient = {"encoder": {"params": dense}, "decoder": codes.T @ d_decoded}
+        self.step += 1
+        self.first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, self.first, gradient)
+        self.second = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g**2, self.second, gradient)
+        one, two = 1 - 0.9**self.step, 1 - 0.999**self.step
+        self.weights = jax.tree.map(
+            lambda w, m, v: w - 3e-3 * (m / one) / (np.sqrt(v / two) + 1e-8), self.weights, self.first, self.second
+        )
+
+
+def test_lgc_sends_values_while_its_network_learns_them_and_codes_afterwards() -> None:
     tx = gp.compress(gp.baselines.lgc(0.05, train_steps=3), AXIS)
     state, count = start(tx), sum(quota(0.05, PARAMS[k].size) for k in NAMES)
     memory = [{k: np.zeros(PARAMS[k].size) for k in NAMES} for _ in range(W)]
     rows = -(-count // 32)
+    reference = Adam(jax.tree.map(lambda x: np.asarray(x[0], np.float64), state.scheme.shared.weights))
     for step in range(6):
-        g, weights = gradients(step), jax.tree.map(lambda x: np.asarray(x[0], np.float64), state.scheme.shared.weights)
+        g = gradients(step)
         out, state = many(tx)(g, state)
         a = [{k: v[k] + m[k] for k in NAMES} for v, m in zip(vectors(g), memory, strict=True)]
         sent = followed(a, step)
-        if step >= 3:
-            leader = a[step % W]
-            places = np.concatenate([largest(leader[k], quota(0.05, leader[k].size)) != 0 for k in NAMES])
-            values = np.stack([np.concatenate([x[k] for k in NAMES])[places] for x in a])
-            scale = np.sqrt(np.mean(values[step % W] ** 2))
-            blocks = np.pad(values / scale, ((0, 0), (0, rows * 32 - count))).reshape(W, rows, 32)
-            decoded = network(weights, blocks) @ weights["decoder"]
+        leader = a[step % W]
+        places = np.concatenate([largest(leader[k], quota(0.05, leader[k].size)) != 0 for k in NAMES])
+        values = np.stack([np.concatenate([x[k] for k in NAMES])[places] for x in a])
+        scale = np.sqrt(np.mean(values[step % W] ** 2))
+        blocks = np.pad(values / scale, ((0, 0), (0, rows * 32 - count))).reshape(W, rows, 32)
+        if step < 3:
+            reference(blocks.mean(0))
+        else:
+            decoded = network(reference.weights, blocks) @ reference.weights["decoder"]
             decoded *= np.sum(decoded * blocks, 2, keepdims=True) / np.sum(decoded**2, 2, keepdims=True)
             assert (np.sum((blocks - decoded) ** 2, 2) <= np.sum(blocks**2, 2)).all()
             cuts, flat = np.cumsum([PARAMS[k].size for k in NAMES])[:-1], np.zeros((W, places.size))
@@ -530,6 +561,8 @@ def test_lgc_sends_values_while_it_learns_and_codes_afterwards() -> None:
             at = LAYOUT.starts[list(PARAMS).index(k)]
             kept = np.asarray(state.memory.residual)[:, at : at + PARAMS[k].size]
             np.testing.assert_allclose(kept, np.stack([m[k] for m in memory]), rtol=1e-3, atol=1e-3)
+        for got, expected in zip(*map(jax.tree.leaves, (state.scheme.shared.weights, reference.weights)), strict=True):
+            np.testing.assert_allclose(got, np.broadcast_to(expected, got.shape), rtol=0, atol=1e-5)
         positions = index_codec(LAYOUT.total, count).words + 2
         assert float(gp.stats(state).payload_bits[0]) == 32 * (positions + (count if step < 3 else 8 * rows))
 
