@@ -1,6 +1,7 @@
 """Benchmarks that stand beside the training program."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -113,13 +114,31 @@ def test_a_training_whose_links_change_gives_a_row_for_each_rate(tmp_path) -> No
         assert row["kernel_bytes"] == pytest.approx(275)
     assert network_rows.reached(lines, 1.5) == 26
     assert network_rows.reached(lines, -5.0) is None
-    rows = [{"method": "dense", "to_loss_s": None} | row for row in rows]
+    rows = [{"method": "dense", "parameters": 1000, "to_loss_s": None} | row for row in rows]
     dearer = [row | {"method": "half", "kernel_bytes": 137.5, "unshaped_s": 0.4, "to_loss_s": 9.0} for row in rows]
     assert network_picture.pays_below(dearer[0], rows[0]) == pytest.approx(8 * 137.5 / 0.075)
     assert network_picture.pays_below(rows[0] | {"unshaped_s": 9.0}, rows[0]) == 0
     assert [table.row_count for table in network_picture.tables(rows + dearer)] == [4 + 2] * 2
     network_picture.draw(rows + dearer, tmp_path / "n.png")
     assert (tmp_path / "n.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ("torch:powersgd:rank=2", "needs PyTorch, which is not installed: pip install torch"),
+        ("torch:topk", "is unknown: choose torch:dense or torch:powersgd"),
+        ("torch:powersgd:rank=0", "'rank=0' is no option of torch:powersgd: it has rank=..."),
+        ("torch:dense:rank=2", "'rank=2' is no option of torch:dense: it has none"),
+    ],
+)
+def test_what_pytorch_cannot_train_is_refused_before_anything_starts(method, words, monkeypatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert bench.main(["network", "--methods", f"dense,{method}"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"error: --methods {method}" in error
+    assert words in error
 
 
 @pytest.mark.parametrize("given", ["20", "0mbit", "fast", ""])

@@ -1,8 +1,9 @@
-"""PowerSGD beside PyTorch's own communication hook: the same matrices, two processes, several steps."""
+"""PowerSGD beside PyTorch's own communication hook: the same matrices on two processes, and a benchmark of both."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -14,7 +15,12 @@ import numpy as np
 import pytest
 
 import gradpart_jax as gp
+from train.bench import links, network
 
+LACKS = links.missing()
+TORCH = pytest.mark.skipif(
+    importlib.util.find_spec("torch") is None, reason="PyTorch is not installed: pip install torch"
+)
 RANK, START, STEPS, W = 2, 2, 7, 2
 SHAPES = {"bias": (7,), "kernel": (40, 50), "other": (24, 30)}
 # One of two processes: DDP over gloo, with gradients that are given, and the hook's first Q replaced by ours
@@ -67,7 +73,7 @@ dist.destroy_process_group()
 """
 
 
-@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed: pip install torch")
+@TORCH
 def test_powersgd_averages_what_pytorchs_hook_averages(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     given = {n: rng.laplace(size=(STEPS, W, *s)) ** 3 + rng.normal(size=(STEPS, 1, *s)) for n, s in SHAPES.items()}
@@ -97,3 +103,32 @@ def test_powersgd_averages_what_pytorchs_hook_averages(tmp_path: Path) -> None:
                 out[name][0], theirs, rtol=1e-3, atol=1e-4 * np.abs(theirs).max(), err_msg=f"step {step}, {name}"
             )
     assert np.asarray(state.memory.residual).any()
+
+
+@pytest.mark.slow
+@TORCH
+@pytest.mark.skipif(LACKS is not None, reason=str(LACKS))
+def test_the_network_benchmark_trains_pytorchs_powersgd_over_links(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[1])
+    monkeypatch.setattr(network, "MODEL", [*network.MODEL, "--data-dir", str(tmp_path)])
+    args = network.Args(
+        hosts=2, rate="none,100mbit", methods="torch:powersgd:rank=1", steps=3, loss=5.0, loss_steps=60, timeout=150,
+        json=tmp_path / "n.json", figure=tmp_path / "n.png",
+    )  # fmt: skip
+    network.main(args)
+    found = json.loads((tmp_path / "n.json").read_text())["rows"]
+    width, window, classes = 512, 16, 256
+    matrices = [(classes, width), (window, width), *[(width, width)] * 4, (width, 4 * width), (4 * width, width)]
+    matrices += [(width, classes)]
+    others = 3 * 2 * width + 4 * width + 4 * width + width + classes  # three norms, and what is added after a matrix
+    assert [row["rate"] for row in found] == [None, 1e8]
+    for row in found:
+        assert row["parameters"] == sum(n * m for n, m in matrices) + others
+        assert row["link_bytes"] == 4 * (sum(n + m for n, m in matrices) + others)
+        assert 0 < row["overhead"] < 0.3
+        assert row["steps_to_loss"] is not None
+        pieces = sum(row[key] for key in ("compute_s", "encode_s", "wire_s", "decode_s"))
+        assert 0 < row["step_time_s"] < 10 * pieces < 60
+    for kind in ("netns", "link"):
+        said = subprocess.run(["ip", kind, "show"], capture_output=True, text=True, check=True).stdout
+        assert f"{links.PREFIX}{os.getpid()}" not in said

@@ -168,6 +168,11 @@ def parse_many(text: str, option: str = "--methods") -> list[Label]:
     >>> [label.text for label in parse_many("dense,partition:rungs=2,family=gamma")]
     ['dense', 'partition:rungs=2,family=gamma']
     """
+    return [parse(piece, option) for piece in split(text, option)]
+
+
+def split(text: str, option: str = "--methods") -> list[str]:
+    """Part labels, as `parse_many` does before it reads them."""
     pieces: list[str] = []
     for piece in filter(None, (piece.strip() for piece in text.split(","))):
         if "=" in piece and ":" not in piece and pieces:
@@ -179,7 +184,7 @@ def parse_many(text: str, option: str = "--methods") -> list[Label]:
     twice = {piece for piece in pieces if pieces.count(piece) > 1}
     if twice:
         raise UsageError(f"{option} names {sorted(twice)[0]} twice: name it once")
-    return [parse(piece, option) for piece in pieces]
+    return pieces
 
 
 def settings_of(label: Label, exchange: Exchange) -> dict[str, Any]:

@@ -94,6 +94,10 @@ class Links:
         """Give a host's address."""
         return f"{self._subnet}.{host + 1}"
 
+    def interface(self, host: int) -> str:
+        """Name a host's network interface."""
+        return f"{self._tag}w{host}"
+
     def command(self, host: int) -> list[str]:
         """Give what runs the command after it on a host."""
         return ["ip", "netns", "exec", f"{self._tag}n{host}"]
@@ -120,7 +124,7 @@ class Links:
         _run("ip", "link", "add", bridge, "type", "bridge")
         _run("ip", "link", "set", bridge, "up")
         for host in range(self.hosts):
-            space, outer, inner = f"{self._tag}n{host}", f"{self._tag}v{host}", f"{self._tag}w{host}"
+            space, outer, inner = f"{self._tag}n{host}", f"{self._tag}v{host}", self.interface(host)
             _run("ip", "netns", "add", space)
             _run("ip", "link", "add", outer, "type", "veth", "peer", "name", inner)
             _run("ip", "link", "set", inner, "netns", space)
@@ -141,7 +145,7 @@ class Links:
         if speed is not None:
             burst = max(6000, round(BURST * speed / 8))  # a few packets at least
             change, shape = "replace", ["tbf", "rate", self._rate, "burst", str(burst), "latency", "400ms"]
-        for within, device in ((self.command(host), f"{self._tag}w{host}"), ([], f"{self._tag}v{host}")):
+        for within, device in ((self.command(host), self.interface(host)), ([], f"{self._tag}v{host}")):
             _run(*within, "tc", "qdisc", change, "dev", device, "root", *shape)
 
     def _down(self) -> None:

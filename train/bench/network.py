@@ -21,16 +21,16 @@ from typing import Any
 from rich.console import Console
 
 from train import methods
-from train.bench import figures, links
+from train.bench import figures, links, network_torch
 from train.bench.links import UNSHAPED, bits
+from train.bench.network_follower import Follower, Training
 from train.bench.network_picture import draw, tables
-from train.bench.network_rows import Stretch, plan, reached, rows_of
+from train.bench.network_rows import plan, reached, rows_of
 from train.config import settle
 from train.errors import HostError, Interrupted, UsageError
 from train.log import read
 from train.main import parse
 
-GRACE = 15.0  # seconds that processes have to end by themselves, once one has failed
 MODEL = [
     "--data", "stdlib", "--model", "transformer", "--width", "512", "--layers", "1", "--heads", "8", "--window", "16",
     "--eval-every", "1000000", "--local-steps", "1", "--schedule", "constant", "--check-every", "0",
@@ -51,7 +51,8 @@ class Args:
     rate: str = "20mbit"
     """Rates of each host's link, both ways, separated by commas, such as 5mbit,20mbit,100mbit; none: not shaped."""
     methods: str = "dense,partition:exchange=all_gather,partition:exchange=reduce_scatter,powersgd"
-    """Methods, separated by commas, as of train.compare."""
+    """Methods, separated by commas, as of train.compare; where PyTorch is installed also torch:dense and
+    torch:powersgd or torch:powersgd:rank=1, its DistributedDataParallel over gloo on a model of the same size."""
     ratio: float = 100.0
     """Payload ratio asked of the methods that have one."""
     steps: int = 12
@@ -83,6 +84,7 @@ def main(args: Args) -> None:
       UsageError: the machine lacks something, or an option is wrong.
       HostError: a training did not end.
     """
+    labels = labels_of(args.methods)
     problem = links.missing()
     if problem:
         raise UsageError(problem)
@@ -98,7 +100,6 @@ def main(args: Args) -> None:
             raise UsageError(f"{option} {steps} is out of range: give 2 or more")
     for text in args.rate.split(","):
         bits(text)
-    labels = methods.parse_many(args.methods)
 
     def end(number: int, frame: FrameType | None) -> None:
         raise Interrupted(number)
@@ -120,7 +121,26 @@ def main(args: Args) -> None:
     console.print(f"picture: {args.figure}")
 
 
-def train(args: Args, net: links.Links, label: methods.Label, folder: Path, console: Console) -> list[dict[str, Any]]:
+def labels_of(text: str) -> list[methods.Label | network_torch.Label]:
+    """Read --methods.
+
+    Args:
+      text: labels, separated by commas.
+
+    Returns:
+      Labels, of this package's methods and of PyTorch's.
+
+    Raises:
+      UsageError: one is unknown or given twice, or PyTorch is named and not installed.
+    """
+    pieces = methods.split(text)
+    torch = network_torch.PREFIX
+    return [network_torch.parse(x) if x.startswith(torch) else methods.parse(x, "--methods") for x in pieces]
+
+
+def train(
+    args: Args, net: links.Links, label: methods.Label | network_torch.Label, folder: Path, console: Console
+) -> list[dict[str, Any]]:
     """Run one training on all hosts, and take its figures.
 
     Args:
@@ -137,42 +157,27 @@ def train(args: Args, net: links.Links, label: methods.Label, folder: Path, cons
     Raises:
       HostError: it did not end well.
     """
-    given = [
-        *MODEL, "--devices", str(args.hosts), "--batch", str(args.hosts), "--method", label.text,
-        "--ratio", str(args.ratio), "--workdir", str(folder), "--name", label.folder, "--heartbeat", "300",
-        "--timeout", str(args.timeout),
-    ]  # fmt: skip
-    period = methods.tuned(settle(parse(given)), label).exchange.local_steps
-    stretches = plan(args.rate.split(","), args.dense_steps if label.kind == "dense" else args.steps, period)
-    # An evaluation follows the last step
-    given += ["--steps", str(max(stretches[-1].stop + period, args.loss_steps if args.loss is not None else 0))]
-    given += ["--coordinator", f"{net.address(0)}:7000", "--processes", str(args.hosts), "--process"]
+    training = prepare(args, net, label, folder)
     logs = [folder / f"{label.folder}-{host}.log" for host in range(args.hosts)]
-    run = folder / label.folder / label.folder
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(path.open("w")) for path in logs]
         running = [
-            subprocess.Popen(
-                [*net.command(host), sys.executable, "-m", "train.main", *given, str(host)],
-                stdout=files[host],
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for host in range(args.hosts)
+            subprocess.Popen([*net.command(host), *command], stdout=files[host], stderr=subprocess.STDOUT, text=True)
+            for host, command in enumerate(training.commands)
         ]
         stack.enter_context(links.ended(running))
         stack.callback(net.shape, UNSHAPED)
-        follower = _Follower(run / "metrics.jsonl", net, running, time.monotonic() + args.timeout)
-        counted = [follower.count(stretch, console) for stretch in stretches]
+        follower = Follower(training.metrics, net, running, time.monotonic() + args.timeout)
+        counted = [follower.count(stretch, console) for stretch in training.stretches]
         net.shape(UNSHAPED)
         if not follower.finish():
             said = "\n".join(path.read_text()[-600:] for path in logs)
             raise HostError(f"{label.text} did not train to its end:\n{said}")
-    lines = read(run / "metrics.jsonl")
-    rows = rows_of(lines, json.loads((run / "phases.json").read_text()), stretches, counted, period)
+    lines, facts = training.results()
+    rows = rows_of(lines, facts, training.stretches, counted, training.period)
     steps = None if args.loss is None else reached(lines, args.loss)
     asked = [bits(text) for text in args.rate.split(",")]
-    common = {"parameters": json.loads((run / "run.json").read_text())["parameters"], "steps_to_loss": steps}
+    common = {"parameters": facts["parameters"], "steps_to_loss": steps}
     return [
         {"method": label.text} | row | common | {"to_loss_s": None if steps is None else steps * row["step_time_s"]}
         for row in rows
@@ -180,38 +185,37 @@ def train(args: Args, net: links.Links, label: methods.Label, folder: Path, cons
     ]
 
 
-class _Follower:
-    """Follows a training by its metrics, and sets its links.
+def prepare(args: Args, net: links.Links, label: methods.Label | network_torch.Label, folder: Path) -> Training:
+    """Lay out one training, by JAX or by PyTorch.
 
     Args:
-      path: of the metrics.
+      args: of the command line.
       net: the hosts.
-      running: their processes.
-      last: when to give up, by the monotonic clock.
+      label: of the method.
+      folder: to leave runs in.
+
+    Returns:
+      How to start it, and to follow it.
     """
+    given = [
+        *MODEL, "--devices", str(args.hosts), "--batch", str(args.hosts), "--ratio", str(args.ratio),
+        "--workdir", str(folder), "--name", label.folder, "--heartbeat", "300", "--timeout", str(args.timeout),
+    ]  # fmt: skip
+    rates, least = args.rate.split(","), args.loss_steps if args.loss is not None else 0
+    counted = args.dense_steps if label.kind in ("dense", f"{network_torch.PREFIX}dense") else args.steps
+    config = settle(parse(given))
+    if isinstance(label, network_torch.Label):
+        return network_torch.prepare(label, config, plan(rates, counted, 1, network_torch.START), least, net)
+    period = methods.tuned(config, label).exchange.local_steps
+    stretches = plan(rates, counted, period)
+    # An evaluation follows the last step
+    given += ["--method", label.text, "--steps", str(max(stretches[-1].stop + period, least))]
+    given += ["--coordinator", f"{net.address(0)}:7000", "--processes", str(args.hosts), "--process"]
+    run = folder / label.folder / label.folder
 
-    def __init__(self, path: Path, net: links.Links, running: list[subprocess.Popen[str]], last: float) -> None:
-        self._path, self._net, self._running, self._last = path, net, running, last
+    def results() -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        phases, header = (json.loads((run / name).read_text()) for name in ("phases.json", "run.json"))
+        return read(run / "metrics.jsonl"), phases | {"parameters": header["parameters"]}
 
-    def count(self, stretch: Stretch, console: Console) -> list[tuple[int, list[int]]]:
-        """Read the kernel's counters at both ends of a stretch; gives them with the steps done by then."""
-        self._net.shape(stretch.rate)
-        found = [self._wait(stretch.start), self._wait(stretch.stop)]
-        if found[1][0] >= stretch.stop:
-            console.print(f"  {stretch.rate}: step {found[1][0]}")
-        return found
-
-    def finish(self) -> bool:
-        """Wait for the end, where a process has failed for GRACE seconds, and say whether all have ended well."""
-        while any(one.poll() is None for one in self._running) and time.monotonic() < self._last:
-            if any(one.returncode for one in self._running):
-                self._last = min(self._last, time.monotonic() + GRACE)
-            time.sleep(0.05)
-        return all(one.returncode == 0 for one in self._running)
-
-    def _wait(self, steps: int) -> tuple[int, list[int]]:
-        done = 0
-        while done < steps and time.monotonic() < self._last and all(one.poll() is None for one in self._running):
-            time.sleep(0.003)
-            done = self._path.read_bytes().count(b"\n") if self._path.exists() else 0
-        return done, self._net.sent()
+    commands = [[sys.executable, "-m", "train.main", *given, str(host)] for host in range(args.hosts)]
+    return Training(commands, run / "metrics.jsonl", stretches, period, results)

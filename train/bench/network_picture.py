@@ -9,6 +9,7 @@ import numpy as np
 from rich.table import Table
 
 from train.bench import figures
+from train.bench.network_torch import PREFIX
 from train.log import amount
 
 UNITS = ((1e9, "Gbit/s"), (1e6, "Mbit/s"), (1e3, "kbit/s"))
@@ -31,16 +32,17 @@ def tables(rows: list[dict[str, Any]]) -> tuple[Table, Table]:
         "acknowledgements",
         "compute", "encode", "wire", "decode", "link", "over",
     )  # fmt: skip
-    dense = {row["rate"]: row["step_time_s"] for row in rows if row["method"] == "dense"}
+    dense = {(row["method"], row["rate"]): row["step_time_s"] for row in rows}
     last = None
     for row in rows:
         step, name = row["step_time_s"], f"  {words(row['rate'])}"
         if row["method"] != last:
-            for made in (steps, pieces):
+            for made, more in ((steps, f", {row['parameters']:,} parameters"), (pieces, "")):
                 made.add_section()
-                made.add_row(row["method"])
+                made.add_row(row["method"] + more)
             last = row["method"]
-        faster = f"{dense[row['rate']] / step:.1f} x" if row["rate"] in dense else "-"
+        same = (uncompressed(row["method"]), row["rate"])
+        faster = f"{dense[same] / step:.1f} x" if same in dense else "-"
         reached = ["never" if row["to_loss_s"] is None else f"{row['to_loss_s']:.0f}"] if timed else []
         steps.add_row(name, f"{step:.3f}", faster, f"{step / row['unshaped_s']:.2f} x", *reached)
         times = [f"{row[key]:.3f}" for key in ("compute_s", "encode_s", "wire_s", "decode_s")]
@@ -54,6 +56,15 @@ def _empty(title: str, *columns: str) -> Table:
     for name in columns:
         made.add_column(name, justify="right", no_wrap=True)
     return made
+
+
+def uncompressed(method: str) -> str:
+    """Name the training that a method is compared with.
+
+    >>> uncompressed("powersgd"), uncompressed("torch:powersgd")
+    ('dense', 'torch:dense')
+    """
+    return f"{PREFIX}dense" if method.startswith(PREFIX) else "dense"
 
 
 def words(rate: float | None) -> str:
@@ -110,13 +121,13 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """
     grid = np.logspace(6, 9, 100)
     names = list(dict.fromkeys(row["method"] for row in rows))
-    dense = next((row for row in rows if row["method"] == "dense"), None)
     with figures.canvas(1, path) as axes:
         for number, name in enumerate(names):
             own = [row for row in rows if row["method"] == name and row["rate"] is not None]
             first, colour = next(row for row in rows if row["method"] == name), f"C{number}"
             label = name
-            if dense is not None and name != "dense" and 0 < (below := pays_below(first, dense)) < float("inf"):
+            dense = next((row for row in rows if row["method"] == uncompressed(name)), None)
+            if dense is not None and name != dense["method"] and 0 < (below := pays_below(first, dense)) < float("inf"):
                 label = f"{name}, pays below {words(float(f'{below:.2g}'))}"
                 if grid[0] < below < grid[-1]:
                     axes[0].axvline(below / 1e6, color=colour, lw=0.8, ls=":")

@@ -21,13 +21,14 @@ class Stretch(NamedTuple):
     stop: int
 
 
-def plan(rates: Sequence[str], steps: int, period: int) -> list[Stretch]:
+def plan(rates: Sequence[str], steps: int, period: int, before: int = 0) -> list[Stretch]:
     """Lay out a training: a period in which the rate changes is not counted.
 
     Args:
       rates: asked for.
       steps: to count at each, rounded up to periods, of which there are two at least.
       period: steps to an exchange.
+      before: first steps, of another kind, that come before all.
 
     Returns:
       Stretches, the first without a shaper.
@@ -35,7 +36,7 @@ def plan(rates: Sequence[str], steps: int, period: int) -> list[Stretch]:
     >>> plan(["20mbit", "none"], 3, 1)
     [Stretch(rate='none', start=2, stop=5), Stretch(rate='20mbit', start=6, stop=9)]
     """
-    found, done, counted = [], COLD * period, max(2, -(-steps // period)) * period
+    found, done, counted = [], before + COLD * period, max(2, -(-steps // period)) * period
     for rate in dict.fromkeys([UNSHAPED, *(rate.strip() for rate in rates)]):
         found.append(Stretch(rate, done, done + counted))
         done += counted + period
