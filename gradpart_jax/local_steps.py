@@ -9,7 +9,10 @@ import jax.numpy as jnp
 import optax
 
 from gradpart_jax.checks import check_integer, check_number
-from gradpart_jax.segments import layout_of, unravel
+from gradpart_jax.exchange import AxisName, axis_size, position
+from gradpart_jax.outlook import GradpartState
+from gradpart_jax.segments import Layout, layout_of, unravel
+from gradpart_jax.shares import spread
 from gradpart_jax.transform import CompressState, fill, find_state, state_axes
 
 SENT = ("payload_bits", "link_bits", "inner_bits")  # of `Stats`: what an exchange costs
@@ -85,6 +88,7 @@ def local_updates(
     exchange: optax.GradientTransformation,
     outer: optax.GradientTransformation | None = None,
     keep_own: float | None = None,
+    axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Let each device take optimizer steps of its own, and exchange what has changed.
 
@@ -93,7 +97,9 @@ def local_updates(
     memory m_i and its bytes, and all devices receive the mean d; a' = a - d, or a' = a + outer(d). Then p_i = a', as in
     DiLoCo (Douillard et al., 2023), with compression and memory as in SparseLoCo (Sarfi et al., 2025); or, with
     `keep_own` k, p_i = a' - k m_i: a device goes on from what it has not sent yet, in place of waiting for it, as in
-    CSER (Xie et al., NeurIPS 2020). Gradients are fresher for it, most where little is sent at every step.
+    CSER (Xie et al., NeurIPS 2020). Gradients are fresher for it, most where little is sent at every step. Where owners
+    sum (exchange="reduce_scatter"), an owner knows what of the mean it has not passed on, o_i, in its share: with an
+    axis name, p_i = a' - k m_i - o_i.
 
     Parameters differ per device between exchanges, and with `keep_own` always: keep them so (`gp.params_axis`), apply
     updates by `gp.apply_updates`, which makes them bit-equal after an exchange, and evaluate and save `gp.agreed`.
@@ -108,6 +114,7 @@ def local_updates(
       keep_own: k in [0, 1], the share of what a device has not sent that it goes on from: of the mean over devices, it
         is the best guess that a device has. None takes 0.3 where every is 1, else 0.5, which win with 4 devices; and 0
         for an exchange that remembers nothing.
+      axis_name: the exchange's, for an owner to find its share by; None: it does not go on from what it owes.
 
     Returns:
       An `optax.GradientTransformationExtraArgs`, whose update needs the parameters. In steps without an exchange all
@@ -154,8 +161,10 @@ def local_updates(
         share = share_of(exchanged)
         if not share:
             return anchor
-        wide, owed = _wide(anchor), share * find_state(exchanged).memory.residual
-        own = jax.tree.map(jnp.subtract, wide, unravel(owed, wide, layout_of(wide)))
+        wide, state = _wide(anchor), find_state(exchanged)
+        layout = layout_of(wide)
+        ahead = share * state.memory.residual + _owned(state, layout, axis_name)
+        own = jax.tree.map(jnp.subtract, wide, unravel(ahead, wide, layout))
         return jax.tree.map(lambda x, like: x.astype(like.dtype), own, anchor)
 
     def init(params: Any) -> LocalUpdatesState:
@@ -209,6 +218,14 @@ def local_updates(
         return jax.tree.map(jnp.subtract, params_next, params), fresh
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _owned(state: CompressState, layout: Layout, axis_name: AxisName) -> jax.Array:
+    """Give what this device owes of the mean as an owner of sums, in its places; 0 where nobody owns."""
+    sums = state.scheme.local
+    if axis_name is None or not (isinstance(state.scheme.shared, GradpartState) and sums.size):
+        return jnp.float32(0.0)
+    return spread(sums, layout, axis_size(axis_name), position(axis_name))
 
 
 def _restated(exchanged: Any, steps: int) -> Any:

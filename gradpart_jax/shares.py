@@ -86,6 +86,31 @@ def share_of(layout: Layout, devices: int, owner: jax.Array) -> Share:
     )
 
 
+def spread(values: jax.Array, layout: Layout, devices: int, owner: jax.Array) -> jax.Array:
+    """Put a share's elements in their places in the whole vector.
+
+    Args:
+      values: float32[share].
+      layout: of the whole vector.
+      devices: W.
+      owner: int32[] in [0, W), whose share it is.
+
+    Returns:
+      float32[n], 0 where others own.
+
+    >>> import jax.numpy as jnp
+    >>> from gradpart_jax.segments import layout_of
+    >>> layout = layout_of(jnp.zeros(96))
+    >>> whole = sum(spread(jnp.full(64, owner + 1.0), layout, 2, owner) for owner in range(2))
+    >>> whole[::32].tolist()
+    [1.0, 2.0, 1.0]
+    """
+    groups = values.shape[0] // WORD
+    place = (owner - _turned(jnp.arange(groups, dtype=jnp.int32), devices)) % devices
+    mine = jnp.arange(devices, dtype=jnp.int32)[None, :, None] == place[:, None, None]
+    return jnp.where(mine, values.reshape(groups, 1, WORD), 0.0).reshape(-1)[: layout.total]
+
+
 def deal_words(words: jax.Array, devices: int) -> jax.Array:
     """Sort a vector's words by owner.
 

@@ -10,6 +10,8 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 import gradpart_jax as gp
+from gradpart_jax.segments import layout_of
+from gradpart_jax.shares import share_of, share_size
 from gradpart_jax.transform import find_state
 
 pytestmark = pytest.mark.xdist_group("local")
@@ -21,6 +23,10 @@ TARGET = jax.tree.map(lambda x: jax.random.normal(jax.random.key(x.size), x.shap
 
 def few(density: float = 0.05) -> optax.GradientTransformation:
     return gp.compress(gp.baselines.topk(density), AXIS)
+
+
+def owners() -> optax.GradientTransformation:
+    return gp.partition_compress(AXIS, ratio=20, exchange="reduce_scatter", devices=W)
 
 
 def stack(tree):
@@ -90,10 +96,20 @@ def test_an_outer_optimizer_steps_on_the_mean_change() -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, 2 * b, rtol=1e-5), whole, part)
 
 
-@pytest.mark.parametrize(("every", "keep_own"), [pytest.param(1, None, marks=pytest.mark.deep), (3, 0)])
-def test_pmap_vmap_and_shard_map_give_the_same_bits_and_devices_agree(every: int, keep_own: float | None) -> None:
+@pytest.mark.parametrize(
+    ("every", "keep_own", "way"),
+    [
+        pytest.param(1, None, "owners", marks=pytest.mark.deep),
+        pytest.param(1, None, "few", marks=pytest.mark.deep),
+        (3, 0, "few"),
+    ],
+)
+def test_pmap_vmap_and_shard_map_give_the_same_bits_and_devices_agree(
+    every: int, keep_own: float | None, way: str
+) -> None:
     # The rate is a power of two: another product would be contracted with the sum in some programs only
-    tx = gp.local_updates(optax.sgd(0.125), every=every, exchange=few(), keep_own=keep_own)
+    exchange = owners() if way == "owners" else few()
+    tx = gp.local_updates(optax.sgd(0.125), every=every, exchange=exchange, keep_own=keep_own, axis_name=AXIS)
     state = tx.init(PARAMS)
     axes = gp.state_axes(state)
     mesh = jax.make_mesh((W,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:W])
@@ -146,6 +162,19 @@ def test_a_device_goes_on_from_what_it_has_not_sent_and_nothing_is_lost() -> Non
         params, state, _ = train(gp.local_updates(optax.sgd(0.1), every=every, exchange=few()), 4)
         ahead = gp.agreed(params, state)["bias"] - params["bias"]
         np.testing.assert_allclose(share * find_state(state).memory.residual[:, :7], ahead, atol=1e-6)
+    # An owner of sums also goes on from what it has not passed on of them, in its share
+    tx = gp.local_updates(optax.sgd(0.1), every=1, exchange=owners(), keep_own=0.5, axis_name=AXIS)
+    params, state, _ = train(tx, 4)
+    ahead = np.asarray((gp.agreed(params, state)["kernel"] - params["kernel"]).reshape(W, -1))
+    passing, layout = find_state(state), layout_of(PARAMS)
+    for device in range(W):
+        expected = 0.5 * np.asarray(passing.memory.residual[device])
+        places = share_of(layout, W, jnp.int32(device)).restore(jnp.arange(share_size(layout, W)))
+        owed = np.asarray(passing.scheme.local[device])
+        assert np.abs(owed).max() > 0.01
+        inside = np.asarray(places) < layout.total
+        np.add.at(expected, np.asarray(places)[inside], owed[inside])
+        np.testing.assert_allclose(expected[32:2032], ahead[device], atol=1e-6)
     forgetful = gp.compress(gp.baselines.topk(0.1), AXIS, error_feedback=False)
     tx = gp.local_updates(optax.sgd(0.1), every=1, exchange=forgetful, keep_own=1.0)
     with pytest.raises(ValueError, match="leave error_feedback on"):

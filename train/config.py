@@ -64,6 +64,8 @@ class Training:
     """Decay of the first moment of adam and adamw, which is their momentum."""
     b2: float = 0.999
     """Decay of the second moment of adam and adamw."""
+    nesterov: bool | None = None
+    """Let momentum look a step ahead; None: where each device runs adam(w) by itself, and hears late of the others."""
     weight_decay: float | None = None
     """Of leaves with two axes or more; None takes the optimizer's: adamw 0.0001, others 0."""
     schedule: Literal["constant", "linear", "cosine", "step"] = "cosine"

@@ -55,7 +55,12 @@ METHODS: dict[str, Method] = {
     "natural": Method(rival(baselines.natural, error_feedback=False), budgeted=False),
     "int8": Method(rival(baselines.int8), budgeted=False),
 }
-TUNED = ("learning_rate", "local_steps", "recipe")  # settings of a training that a label may have of its own
+TUNED = (
+    "learning_rate",
+    "local_steps",
+    "recipe",
+    "nesterov",
+)  # settings of a training that a label may have of its own
 PLAIN = ("dense", "bfloat16")  # uncompressed training, which nothing need be done for
 RECIPE_NAMES = ("local", "after", "before")
 NOT_OPTIONS = {"axis_name", "inner_axis", "model_axis", "ratio", "bits_per_element", "static_args", "devices"}
@@ -217,16 +222,18 @@ def tuned(config: Settings, label: Label) -> Settings:
       label: of the method.
 
     Returns:
-      The configuration with the method's own learning rate, local steps, recipe and entropy rule. Uncompressed
-      training meets at each step, before the optimizer, where its label does not say otherwise.
+      The configuration with the method's own learning rate, local steps, recipe, Nesterov's momentum and entropy rule.
+      Uncompressed training meets at each step, before the optimizer, where its label does not say otherwise.
     """
     values: dict[str, Any] = {"local_steps": 1, "recipe": "before"} if label.kind in PLAIN else {}
     if label.options.get("recipe", "local") != "local":
         values["local_steps"] = 1
     own = change(config, **values | {key: value for key, value in label.options.items() if key in TUNED})
+    scaled = own.exchange.recipe == "local" and own.training.optimizer != "sgd"
     if own.exchange.entropy_rule is None:
-        scaled = own.exchange.recipe == "local" and own.training.optimizer != "sgd"
         own = change(own, entropy_rule="energy" if scaled else "entropy")
+    if own.training.nesterov is None:
+        own = change(own, nesterov=scaled)
     return own
 
 
@@ -269,6 +276,8 @@ def _check_tuned(key: str, value: Any, where: str) -> None:
         raise UsageError(
             f"{where}: recipe={value} is unknown: choose {', '.join(RECIPE_NAMES[:-1])} or {RECIPE_NAMES[-1]}"
         )
+    if key == "nesterov" and not isinstance(value, bool):
+        raise UsageError(f"{where}: nesterov={value} is unknown: choose true or false")
     if key == "local_steps" and not (type(value) is int and value >= 1):
         raise UsageError(f"{where}: local_steps={value} is out of range: give a whole number from 1 on")
     if key == "learning_rate" and not (isinstance(value, int | float) and 1e-12 <= value <= 1e6):

@@ -8,7 +8,7 @@ import jax
 import optax
 
 import gradpart_jax as gp
-from train import methods
+from train import methods, placing
 from train.config import Config
 
 
@@ -48,12 +48,13 @@ def parts(config: Config, label: methods.Label) -> tuple[optax.GradientTransform
     """
     training = config.training
     assert training.weight_decay is not None
+    ahead = bool(training.nesterov)
     decay = [optax.add_decayed_weights(training.weight_decay, mask=_decayed)] if training.weight_decay else []
     corrected = methods.settings_of(label, config.exchange).get("momentum") is not None
     if training.optimizer == "sgd":
-        direction = [optax.trace(training.momentum) if training.momentum and not corrected else optax.identity()]
+        direction = [optax.trace(training.momentum, ahead) if training.momentum and not corrected else optax.identity()]
     else:
-        direction = [optax.scale_by_adam(b1=training.b1, b2=training.b2)]
+        direction = [optax.scale_by_adam(b1=training.b1, b2=training.b2, nesterov=ahead)]
     step = [optax.scale_by_learning_rate(schedule(config))]
     if training.optimizer == "adamw":
         return optax.chain(*direction), optax.chain(*decay, *step)
@@ -76,7 +77,7 @@ def build(config: Config, label: methods.Label, exchange: optax.GradientTransfor
     every = config.exchange.local_steps
     if every > 1 or config.exchange.recipe == "local":
         whole = optax.chain(clip, direction, step)
-        return gp.local_updates(whole, every=every, exchange=exchange)
+        return gp.local_updates(whole, every=every, exchange=exchange, axis_name=placing.AXIS)
     if config.exchange.recipe == "after":
         return optax.chain(gp.local(optax.chain(clip, direction)), exchange, step)
     return optax.chain(clip, exchange, direction, step)

@@ -10,7 +10,7 @@ import numpy as np
 
 import gradpart_jax as gp
 from gradpart_jax.segments import Layout
-from gradpart_jax.shares import share_of, share_size
+from gradpart_jax.shares import spread
 
 
 def release(opt_state: Any, like: Any, layout: Layout, first: int, devices: int) -> Any:
@@ -40,7 +40,7 @@ def release(opt_state: Any, like: Any, layout: Layout, first: int, devices: int)
         if owed.size and residual.size:
             residual = np.stack(
                 [
-                    row + _whole(debt, layout, first + i, devices)
+                    row + devices * np.asarray(spread(jnp.asarray(debt), layout, devices, jnp.int32(first + i)))
                     for i, (row, debt) in enumerate(zip(residual, owed, strict=True))
                 ]
             )
@@ -48,12 +48,3 @@ def release(opt_state: Any, like: Any, layout: Layout, first: int, devices: int)
         return node._replace(memory=node.memory._replace(residual=residual), scheme=node.scheme._replace(local=local))
 
     return jax.tree.map(settle, opt_state, like, is_leaf=lambda node: isinstance(node, gp.CompressState))
-
-
-def _whole(debt: np.ndarray, layout: Layout, owner: int, devices: int) -> np.ndarray:
-    """Put one owner's debt, times the number of devices, in its places in the whole vector."""
-    share = share_of(layout, devices, jnp.int32(owner))
-    places = np.asarray(share.restore(jnp.arange(share_size(layout, devices), dtype=jnp.int32)))
-    whole = np.zeros(layout.total + 1, np.float32)
-    whole[places] = devices * debt
-    return whole[:-1]
