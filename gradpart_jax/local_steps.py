@@ -12,7 +12,7 @@ from gradpart_jax.checks import check_integer, check_number
 from gradpart_jax.exchange import AxisName, axis_size, position
 from gradpart_jax.outlook import GradpartState
 from gradpart_jax.segments import Layout, layout_of, unravel
-from gradpart_jax.shares import spread
+from gradpart_jax.shares import scatter_share
 from gradpart_jax.transform import CompressState, fill, find_state, state_axes
 
 SENT = ("payload_bits", "link_bits", "inner_bits")  # of `Stats`: what an exchange costs
@@ -225,7 +225,7 @@ def _owned(state: CompressState, layout: Layout, axis_name: AxisName) -> jax.Arr
     sums = state.scheme.local
     if axis_name is None or not (isinstance(state.scheme.shared, GradpartState) and sums.size):
         return jnp.float32(0.0)
-    return spread(sums, layout, axis_size(axis_name), position(axis_name))
+    return scatter_share(sums, layout, axis_size(axis_name), position(axis_name))
 
 
 def _restated(exchanged: Any, steps: int) -> Any:

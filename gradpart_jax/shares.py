@@ -86,7 +86,7 @@ def share_of(layout: Layout, devices: int, owner: jax.Array) -> Share:
     )
 
 
-def spread(values: jax.Array, layout: Layout, devices: int, owner: jax.Array) -> jax.Array:
+def scatter_share(values: jax.Array, layout: Layout, devices: int, owner: jax.Array) -> jax.Array:
     """Put a share's elements in their places in the whole vector.
 
     Args:
@@ -101,7 +101,7 @@ def spread(values: jax.Array, layout: Layout, devices: int, owner: jax.Array) ->
     >>> import jax.numpy as jnp
     >>> from gradpart_jax.segments import layout_of
     >>> layout = layout_of(jnp.zeros(96))
-    >>> whole = sum(spread(jnp.full(64, owner + 1.0), layout, 2, owner) for owner in range(2))
+    >>> whole = sum(scatter_share(jnp.full(64, owner + 1.0), layout, 2, owner) for owner in range(2))
     >>> whole[::32].tolist()
     [1.0, 2.0, 1.0]
     """

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import gradpart_jax as gp
 from gradpart_jax.bits import WORD
 from gradpart_jax.segments import layout_of, segment_of, spread
-from gradpart_jax.shares import deal_words, share_of, share_size
+from gradpart_jax.shares import deal_words, scatter_share, share_of, share_size
 from gradpart_jax.sizes import plan_of
 
 W = 4
@@ -217,3 +217,18 @@ def test_what_does_not_fit_together_is_named() -> None:
         jax.eval_shape(
             jax.vmap(tx.update, axis_name=AXIS), gradients(0), jax.eval_shape(jax.vmap(tx.init), gradients(0))
         )
+
+
+@pytest.mark.parametrize("devices", [1, 3, 4])
+def test_a_share_spread_out_lies_where_its_positions_say(devices: int) -> None:
+    layout = layout_of([jnp.zeros(7), jnp.zeros((11, 40))])
+    size = share_size(layout, devices)
+    whole = np.zeros(layout.total)
+    for owner in map(jnp.int32, range(devices)):
+        values = jnp.arange(1.0, size + 1)
+        places = np.asarray(share_of(layout, devices, owner).restore(jnp.arange(size)))
+        expected = np.zeros(layout.total + 1)
+        expected[places] = values
+        np.testing.assert_array_equal(scatter_share(values, layout, devices, owner), expected[:-1])
+        whole += expected[:-1]
+    assert (whole > 0).all()

@@ -83,7 +83,10 @@ def test_help_explains_every_option_with_its_default(capsys) -> None:
         (["--method", "best"], "--method best is unknown: choose among partition, dense"),
         (["--method", "partition:rung=2"], "'rung=2' is no option of partition: it has entropy_rule=..."),
         (["--method", "partition:rungs=99"], "--method partition:rungs=99: rungs=99 is out of range: give 1 to 8"),
-        (["--method", "dense:rungs=2"], "is no option of dense: it has learning_rate=..., local_steps=..., recipe=..."),
+        (
+            ["--method", "dense:rungs=2"],
+            "is no option of dense: it has learning_rate=..., local_steps=..., nesterov=..., recipe=...",
+        ),
         (["--local-steps", "0"], "--local-steps 0 is out of range"),
         (["--method", "partition:recipe=best"], "recipe=best is unknown: choose local, after or before"),
         (["--width", "64", "--data-dir", "{data}"], "width 64 is no size of --model conv: leave it out"),

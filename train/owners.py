@@ -10,7 +10,7 @@ import numpy as np
 
 import gradpart_jax as gp
 from gradpart_jax.segments import Layout
-from gradpart_jax.shares import spread
+from gradpart_jax.shares import scatter_share
 
 
 def release(opt_state: Any, like: Any, layout: Layout, first: int, devices: int) -> Any:
@@ -40,7 +40,7 @@ def release(opt_state: Any, like: Any, layout: Layout, first: int, devices: int)
         if owed.size and residual.size:
             residual = np.stack(
                 [
-                    row + devices * np.asarray(spread(jnp.asarray(debt), layout, devices, jnp.int32(first + i)))
+                    row + devices * np.asarray(scatter_share(jnp.asarray(debt), layout, devices, jnp.int32(first + i)))
                     for i, (row, debt) in enumerate(zip(residual, owed, strict=True))
                 ]
             )
