@@ -55,12 +55,8 @@ METHODS: dict[str, Method] = {
     "natural": Method(rival(baselines.natural, error_feedback=False), budgeted=False),
     "int8": Method(rival(baselines.int8), budgeted=False),
 }
-TUNED = (
-    "learning_rate",
-    "local_steps",
-    "recipe",
-    "nesterov",
-)  # settings of a training that a label may have of its own
+# Settings of a training that a label may have of its own
+TUNED = ("learning_rate", "local_steps", "recipe", "nesterov")
 PLAIN = ("dense", "bfloat16")  # uncompressed training, which nothing need be done for
 RECIPE_NAMES = ("local", "after", "before")
 NOT_OPTIONS = {"axis_name", "inner_axis", "model_axis", "ratio", "bits_per_element", "static_args", "devices"}
