@@ -45,7 +45,7 @@ class Comparison(Config):
     """Methods, separated by commas, with options where wanted: dense,partition:rungs=2,family=gamma."""
     budgets: str = "30,100"
     """Link ratios, separated by commas; dense has none and runs once a seed."""
-    study: Literal["headline", "headline-digits", "ablation", "plane"] | None = None
+    study: Literal["headline", "headline-digits", "rivals", "rivals-digits", "ablation", "plane"] | None = None
     """A named set of methods, budgets, seeds and settings, whose table is reproduced; other options override it."""
     seeds: int = 3
     """Trainings of each method and budget, with seeds from --seed on."""

@@ -19,6 +19,11 @@ class Study(NamedTuple):
 # Each at the rate that is best for it: uncompressed Adam at 0.004, Adam on each device at 0.006
 STDLIB = MappingProxyType({"data": "stdlib", "optimizer": "adam", "steps": 2000, "learning_rate": 0.006})
 DENSE = "dense:learning_rate=0.004,"
+# Every method that `train.methods` knows; options where a method needs one, or a rate of its own
+RIVALS = (
+    "partition,topk,randomk,{threshold},{dgc},gaussiank,redsync,sidco,scalecom,egc,oktopk,lgc:train_steps=20,powersgd,demo,"
+    "qsgd,terngrad,{signsgd},ef_signsgd,onebit_sgd,natural,int8,bfloat16"
+)
 ABLATED = (
     "partition",
     "partition:entropy_rule=entropy",
@@ -44,6 +49,24 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
         ),
         "headline-digits": Study(
             MappingProxyType({"data": "digits"}), "dense,partition,topk,dgc,powersgd", "100,300", 3
+        ),
+        "rivals": Study(
+            MappingProxyType({**STDLIB, "steps": 300}),
+            DENSE
+            + RIVALS.format(
+                threshold="threshold:value=0.01",
+                dgc="dgc:momentum=none",
+                signsgd="signsgd:recipe=before,learning_rate=0.004",
+            ),
+            "100",
+            3,
+        ),
+        "rivals-digits": Study(
+            MappingProxyType({"data": "digits"}),
+            "dense,"
+            + RIVALS.format(threshold="threshold:value=0.01", dgc="dgc", signsgd="signsgd:learning_rate=0.001"),
+            "100",
+            3,
         ),
         "ablation": Study(MappingProxyType({**STDLIB, "steps": 1000}), DENSE + ",".join(ABLATED), "100", 1),
         "plane": Study(

@@ -16,13 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 import gradpart_jax as gp
 from gradpart_jax import exchange
 from train import methods
-from train.bench import figures
+from train.bench import figures, rivals_picture
 from train.bench.compress import floor, gradient_of, timed
+from train.bench.rivals_picture import BUDGETS
 from train.bench.trees import layer
 from train.config import Exchange
 from train.errors import UsageError
@@ -33,7 +33,6 @@ GIVEN = {"threshold": "value=100.0", "lgc": "train_steps=1"}
 # Methods whose bytes differ from step to step, and the steps after which they repeat
 PERIODS = {"partition": 64, "oktopk": 64}
 SETTLED = 5  # updates before anything is timed
-BUDGETS = ("payload", "link")
 WAYS = ("all_gather", "reduce_scatter")  # in which partition is looked at
 Row = dict[str, Any]
 
@@ -195,7 +194,7 @@ def rows_of(args: Args, labels: list[methods.Label], counts: list[int], known: l
 
 
 def main(args: Args) -> None:
-    """Measure, print one table and draw the picture.
+    """Measure, print two tables and draw the picture.
 
     Args:
       args: of the command line.
@@ -229,75 +228,8 @@ def main(args: Args) -> None:
             kept = [r for r in known if r not in rows]
             args.json.write_text(json.dumps({"settings": settings, "rows": rows + kept}, indent=1) + "\n")
     console = Console()
-    console.print(table(args, rows, counts))
-    _draw(args, rows, counts)
+    about = f"{12 * args.width**2 / 1e6:.3g} million parameters, {' / '.join(map(str, counts))} devices"
+    for shown in rivals_picture.tables(rows, about, args.ratio, args.budget):
+        console.print(shown)
+    rivals_picture.draw(rows, counts, args.ratio, args.budget, args.figure)
     console.print(f"picture: {args.figure}")
-
-
-def table(args: Args, rows: list[Row], counts: list[int]) -> Table:
-    """Lay the figures out, a row for each method.
-
-    Args:
-      args: of the command line.
-      rows: all.
-      counts: of devices.
-
-    Returns:
-      The table.
-    """
-    shown = Table(
-        title=f"{12 * args.width**2 / 1e6:.3g} million parameters, {' / '.join(map(str, counts))} devices; "
-        f"asked for: a payload ratio of {args.ratio:g}, then a link ratio of {args.budget:g}"
-    )
-    for column in (
-        "method",
-        "payload ratio",
-        "link ratio at it",
-        f"payload ratio at link {args.budget:g}",
-        "update, times the floor",
-        "times a dense mean",
-    ):
-        shown.add_column(column, justify="left" if column == "method" else "right")
-    for method in dict.fromkeys(row["method"] for row in rows):
-        equal, link = ([r for r in rows if (r["method"], r["budget"]) == (method, budget)] for budget in BUDGETS)
-        dense = {r["devices"]: r["seconds"] for r in rows if (r["method"], r["budget"]) == ("dense", "payload")}
-        shown.add_row(
-            method.replace("exchange=", "") + ("" if equal[0]["budgeted"] else " *"),
-            f"{equal[0]['payload_ratio']:.3g}",
-            " / ".join(f"{row['link_ratio']:.3g}" for row in equal),
-            " / ".join(f"{row['payload_ratio']:.3g}" for row in link) if link[0]["budgeted"] else "-",
-            " / ".join(f"{row['seconds'] / row['floor_seconds']:.2g}" for row in equal),
-            " / ".join(f"{row['seconds'] / dense[row['devices']]:.2g}" if dense else "-" for row in equal),
-        )
-    shown.caption = "* has a ratio of its own and cannot be asked for another"
-    return shown
-
-
-def _draw(args: Args, rows: list[Row], counts: list[int]) -> None:
-    import matplotlib as mpl
-
-    order = list(dict.fromkeys(row["method"] for row in rows))[::-1]
-    colours = mpl.colormaps["viridis"](np.linspace(0.05, 0.85, len(counts)))
-    dots = np.linspace(80, 14, len(counts))  # the fewer devices the larger, so that equal values show
-    panels = [
-        ("payload", "link_ratio", f"link ratio, at a payload ratio of {args.ratio:g}", args.ratio),
-        ("link", "payload_ratio", f"payload ratio for a link ratio of {args.budget:g}", None),
-        ("payload", "floors", f"time in floors, at a payload ratio of {args.ratio:g}", None),
-    ]
-    with figures.canvas(len(panels), args.figure, height=1.2 + 0.27 * len(order)) as axes:
-        for axis, (budget, name, title, line) in zip(axes, panels, strict=True):
-            for place, method in enumerate(order):
-                chosen = [r for r in rows if (r["method"], r["budget"]) == (method, budget)]
-                values = [r["seconds"] / r["floor_seconds"] if name == "floors" else r[name] for r in chosen]
-                if name == "payload_ratio" and not chosen[0]["budgeted"]:
-                    continue
-                axis.plot([min(values), max(values)], [place, place], color="#bbbbbb", lw=1.2, zorder=1)
-                for value, colour, size in zip(values, colours, dots, strict=True):
-                    axis.scatter(value, place, color=colour, s=size, zorder=2)
-            if line:
-                axis.axvline(line, color="#999999", lw=0.8, ls=":")
-            axis.set(xscale="log", title=title, ylim=(-0.7, len(order) - 0.3), yticks=range(len(order)))
-            axis.set_yticklabels([method.replace("exchange=", "") for method in order] if axis is axes[0] else [])
-        for count, colour, size in zip(counts, colours, dots, strict=True):
-            axes[-1].scatter([], [], color=colour, s=size, label=f"{count} devices")
-        axes[-1].legend(frameon=False, fontsize=8, loc="lower right")
