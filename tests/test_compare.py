@@ -109,6 +109,7 @@ def test_a_comparison_is_resumed_and_averaged(tmp_path, monkeypatch) -> None:
     header = json.loads((tmp_path / "c" / "partition-50x-seed1" / "run.json").read_text())
     assert (header["budget"], header["seed"]) == (50.0, 1)
     assert (tmp_path / "c" / "report.html").stat().st_size > 10_000
+    assert (tmp_path / "c" / "comparison.png").stat().st_size > 10_000
     console = Console(width=80, record=True)
     with console.capture() as captured:
         console.print(compare.table(rows, "image"))

@@ -7,22 +7,20 @@ import json
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import numpy as np
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from train import methods, options, report
+from train import methods, options, picture, report
 from train.config import Config, change, groups
 from train.errors import UsageError, status_of
-from train.log import amount, plain
+from train.log import plain
 from train.main import begin, ended
+from train.results import Entry, endings, table, tabulate
 from train.studies import STUDIES
 
 PROG = "train.compare"
-FILE = "comparison.json"
+FILE, PICTURE = "comparison.json", "comparison.png"
 WANTED = "wanted.json"
 INSTEAD = {
     "--ratio": "--budgets",
@@ -49,20 +47,6 @@ class Comparison(Config):
     """A named set of methods, budgets, seeds and settings, whose table is reproduced; other options override it."""
     seeds: int = 3
     """Trainings of each method and budget, with seeds from --seed on."""
-
-
-class Entry(NamedTuple):
-    """One training of a comparison."""
-
-    label: methods.Label
-    budget: float | None  # link ratio; None where the method has none
-    ratio: float  # payload ratio that meets it
-    seed: int
-
-    @property
-    def folder(self) -> str:
-        """The name of its run folder."""
-        return f"{self.label.folder}-{self.budget or 1:g}x-seed{self.seed}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -204,62 +188,12 @@ def run(comparison: Comparison, console: Console, command: str = "compare.run") 
     if not hosts.leads():
         return rows
     options.write_json(plain(rows), comparison.folder / FILE)
+    kept = list(endings(comparison.folder, rows, entries, summaries, dataset.kind))
+    picture.draw(kept, dataset.kind, comparison.folder / PICTURE)
+    console.print(f"picture: {comparison.folder / PICTURE}", soft_wrap=True, highlight=False)
     page = report.write([comparison.folder / entry.folder for entry in entries], comparison.folder / "report.html")
     console.print(f"report: {page}", soft_wrap=True, highlight=False)
     return rows
-
-
-def tabulate(entries: Sequence[Entry], summaries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Average over seeds.
-
-    Args:
-      entries: of `plan`.
-      summaries: one an entry.
-
-    Returns:
-      A row a method and budget: mean and spread (standard deviation) of each figure.
-    """
-    rows: list[dict[str, Any]] = []
-    for key in dict.fromkeys((entry.label.text, entry.budget) for entry in entries):
-        own = [s for entry, s in zip(entries, summaries, strict=True) if (entry.label.text, entry.budget) == key]
-        row: dict[str, Any] = {"method": key[0], "budget": key[1], "seeds": [s["seed"] for s in own]}
-        for figure in ("test_accuracy", "test_loss", "link_ratio", "payload_ratio", "link_bytes", "seconds"):
-            values = np.array([np.nan if s[figure] is None else s[figure] for s in own], float)
-            spread = float(values.std(ddof=1)) if len(values) > 1 else None
-            row[figure] = {"mean": float(values.mean()), "spread": spread}
-        rows.append(row)
-    return rows
-
-
-def table(rows: Sequence[dict[str, Any]], kind: str) -> Table:
-    """Draw the rows.
-
-    Args:
-      rows: of `tabulate`.
-      kind: of the data; of text no accuracy is shown.
-
-    Returns:
-      A table to print.
-    """
-    seeds = {len(row["seeds"]) for row in rows}
-    made = Table(title=f"mean and standard deviation over {max(seeds)} seeds; bytes are what leaves one device")
-    made.add_column("method", overflow="fold")
-    shown = [("loss", "test_loss", "{:.3f}"), ("link ratio", "link_ratio", "{:.1f}")]
-    if kind == "image":
-        shown.insert(0, ("accuracy, %", "test_accuracy", "{:.2f}"))
-    for name in ("budget", *[name for name, _, _ in shown], "link bytes"):
-        made.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        budget = "-" if row["budget"] is None else f"{row['budget']:g} x"
-        figures = [_figure(row[key], form, 100.0 if key == "test_accuracy" else 1.0) for _, key, form in shown]
-        made.add_row(escape(row["method"]), budget, *figures, amount(row["link_bytes"]["mean"]))
-    return made
-
-
-def _figure(value: dict[str, float | None], form: str, factor: float) -> str:
-    mean, spread = value["mean"], value["spread"]
-    text = "-" if mean is None else form.format(factor * mean)
-    return text if spread is None else f"{text} ± {form.format(factor * spread)}"
 
 
 def _budgets(text: str) -> Iterator[float]:

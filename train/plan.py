@@ -15,7 +15,7 @@ from rich.table import Table
 
 import gradpart_jax as gp
 from gradpart_jax.planner import DENSE, EXCHANGES, Estimate, duration
-from train.bench import figures
+from train import figures
 from train.errors import UsageError, status_of
 
 DEVICES = (2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 256, 512, 1000, 2000, 4000, 10_000)

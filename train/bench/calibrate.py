@@ -21,8 +21,8 @@ from gradpart_jax.payload import Bases, Contents, Header
 from gradpart_jax.segments import layout_of
 from gradpart_jax.selection import decode
 from gradpart_jax.sizes import plan_of
-from train import traces
-from train.bench import compress, figures
+from train import figures, traces
+from train.bench import compress
 from train.errors import UsageError
 
 SMALL = 100_000  # elements, of the update that shows what does not grow

@@ -26,8 +26,8 @@ from gradpart_jax.payload import Bases
 from gradpart_jax.regions import entropy_rule
 from gradpart_jax.segments import layout_of
 from gradpart_jax.transform import CompressState
-from train import traces
-from train.bench import figures, trees
+from train import figures, traces
+from train.bench import trees
 from train.errors import UsageError
 
 SIZES = (10**5, 10**6, 10**7, 10**8)

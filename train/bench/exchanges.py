@@ -27,7 +27,7 @@ from gradpart_jax.costs import MEASURED, Calibration, Link
 from gradpart_jax.planner import duration, estimate
 from gradpart_jax.segments import layout_of
 from gradpart_jax.sizes import settled
-from train.bench import figures
+from train import figures
 from train.errors import UsageError
 
 WAYS = ("dense", "all_gather", "reduce_scatter", "leader", "hierarchical")

@@ -17,8 +17,7 @@ from rich.table import Table
 
 from gradpart_jax import summaries
 from gradpart_jax.segments import layout_of, ravel, sample_positions, unravel
-from train import traces
-from train.bench import figures
+from train import figures, traces
 from train.bench.thresholds import RIVALS, Rival, cross_entropy
 
 SETTLED = 50  # steps after which no step should be far off

@@ -20,8 +20,8 @@ from typing import Any
 
 from rich.console import Console
 
-from train import methods
-from train.bench import figures, links, network_torch
+from train import figures, methods
+from train.bench import links, network_torch
 from train.bench.links import UNSHAPED, bits
 from train.bench.network_follower import Follower, Training
 from train.bench.network_picture import draw, tables

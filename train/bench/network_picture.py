@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from train.bench import figures
+from train import figures
 from train.bench.network_torch import PREFIX
 from train.log import amount
 

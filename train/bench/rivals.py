@@ -19,8 +19,8 @@ from rich.progress import track
 
 import gradpart_jax as gp
 from gradpart_jax import exchange
-from train import methods
-from train.bench import figures, rivals_picture
+from train import figures, methods
+from train.bench import rivals_picture
 from train.bench.compress import floor, gradient_of, timed
 from train.bench.rivals_picture import BUDGETS
 from train.bench.trees import layer

@@ -9,7 +9,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from train.bench import figures
+from train import figures
 
 BUDGETS = ("payload", "link")
 

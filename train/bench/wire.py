@@ -17,7 +17,7 @@ from rich.table import Table
 from gradpart_jax.codecs import index_codec
 from gradpart_jax.payload import PayloadFormat
 from gradpart_jax.sizes import KEY_BITS, KEY_SHARE
-from train.bench import figures
+from train import figures
 
 SIZES = (10**4, 10**5, 10**6, 10**7, 10**8)
 DENSITIES = (0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)

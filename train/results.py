@@ -1,0 +1,118 @@
+"""What came of a comparison: averages over seeds, the table, what the picture shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.markup import escape
+from rich.table import Table
+
+from train.log import amount, read
+from train.methods import Label
+from train.picture import Ended
+
+
+class Entry(NamedTuple):
+    """One training of a comparison."""
+
+    label: Label
+    budget: float | None  # link ratio; None where the method has none
+    ratio: float  # payload ratio that meets it
+    seed: int
+
+    @property
+    def folder(self) -> str:
+        """The name of its run folder."""
+        return f"{self.label.folder}-{self.budget or 1:g}x-seed{self.seed}"
+
+
+def tabulate(entries: Sequence[Entry], summaries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Average over seeds.
+
+    Args:
+      entries: of `compare.plan`.
+      summaries: one an entry.
+
+    Returns:
+      A row a method and budget: mean and spread (standard deviation) of each figure.
+    """
+    rows: list[dict[str, Any]] = []
+    for key in dict.fromkeys((entry.label.text, entry.budget) for entry in entries):
+        own = [s for entry, s in zip(entries, summaries, strict=True) if (entry.label.text, entry.budget) == key]
+        row: dict[str, Any] = {"method": key[0], "budget": key[1], "seeds": [s["seed"] for s in own]}
+        for figure in ("test_accuracy", "test_loss", "link_ratio", "payload_ratio", "link_bytes", "seconds"):
+            values = np.array([np.nan if s[figure] is None else s[figure] for s in own], float)
+            spread = float(values.std(ddof=1)) if len(values) > 1 else None
+            row[figure] = {"mean": float(values.mean()), "spread": spread}
+        rows.append(row)
+    return rows
+
+
+def table(rows: Sequence[dict[str, Any]], kind: str) -> Table:
+    """Draw the rows.
+
+    Args:
+      rows: of `tabulate`.
+      kind: of the data; of text no accuracy is shown.
+
+    Returns:
+      A table to print.
+    """
+    seeds = {len(row["seeds"]) for row in rows}
+    made = Table(title=f"mean and standard deviation over {max(seeds)} seeds; bytes are what leaves one device")
+    made.add_column("method", overflow="fold")
+    shown = [("loss", "test_loss", "{:.3f}"), ("link ratio", "link_ratio", "{:.1f}")]
+    if kind == "image":
+        shown.insert(0, ("accuracy, %", "test_accuracy", "{:.2f}"))
+    for name in ("budget", *[name for name, _, _ in shown], "link bytes"):
+        made.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        budget = "-" if row["budget"] is None else f"{row['budget']:g} x"
+        figures = [_figure(row[key], form, 100.0 if key == "test_accuracy" else 1.0) for _, key, form in shown]
+        made.add_row(escape(row["method"]), budget, *figures, amount(row["link_bytes"]["mean"]))
+    return made
+
+
+def endings(
+    folder: Path,
+    rows: Sequence[dict[str, Any]],
+    entries: Sequence[Entry],
+    summaries: Sequence[dict[str, Any]],
+    kind: str,
+) -> Iterator[Ended]:
+    """Gather what the picture shows.
+
+    Args:
+      folder: of the comparison.
+      rows: of `tabulate`.
+      entries: of `compare.plan`.
+      summaries: one an entry.
+      kind: of the data.
+
+    Yields:
+      One a row.
+    """
+    score = "test_loss" if kind == "text" else "test_accuracy"
+    several = len({row["budget"] for row in rows} - {None}) > 1
+    for row in rows:
+        own = [
+            (entry, summary)
+            for entry, summary in zip(entries, summaries, strict=True)
+            if (entry.label.text, entry.budget) == (row["method"], row["budget"])
+        ]
+        lines = [read(folder / entry.folder / "metrics.jsonl") for entry, _ in own]
+        yield Ended(
+            row["method"] + (f" at {row['budget']:g} x" if several and row["budget"] else ""),
+            row["link_ratio"]["mean"],
+            [np.nan if summary[score] is None else summary[score] for _, summary in own],
+            [{line["step"]: line[score] for line in each if line.get(score) is not None} for each in lines],
+        )
+
+
+def _figure(value: dict[str, float | None], form: str, factor: float) -> str:
+    mean, spread = value["mean"], value["spread"]
+    text = "-" if mean is None else form.format(factor * mean)
+    return text if spread is None else f"{text} ± {form.format(factor * spread)}"
