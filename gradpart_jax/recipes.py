@@ -14,8 +14,8 @@ Of all recipes: `ratio` is of payload bytes over all steps, so that an exchange 
 more; `clip` is the largest norm of a local gradient, None for any; `exchange` stands in for
 `gp.partition_compress(axis_name, ratio=ratio / every)`, of which further keywords are arguments. Where devices run
 Adam, Lion or Muon by themselves, the rule is "energy": all leaves' changes have one scale then. The learning rate of
-dense training, or half as much again, is a good start, with a linear rise over the first twentieth of the steps and a
-decay to 0. Momentum carries on what a device did before it heard of the others: a lower b1, such as 0.7, may gain much,
+dense training, or half as much again, is a good start, twice as much in a long training, with a linear rise over the
+first twentieth of the steps and a decay to 0. Momentum carries on what a device did before it heard of the others: a lower b1, such as 0.7, may gain much,
 and Nesterov's form of it makes up for a part of the delay.
 """
 
