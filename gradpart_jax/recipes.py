@@ -15,8 +15,8 @@ more; `clip` is the largest norm of a local gradient, None for any; `exchange` s
 `gp.partition_compress(axis_name, ratio=ratio / every)`, of which further keywords are arguments. Where devices run
 Adam, Lion or Muon by themselves, the rule is "energy": all leaves' changes have one scale then. The learning rate of
 dense training, or half as much again, is a good start, twice as much in a long training, with a linear rise over the
-first twentieth of the steps and a decay to 0. Momentum carries on what a device did before it heard of the others: a lower b1, such as 0.7, may gain much,
-and Nesterov's form of it makes up for a part of the delay.
+first twentieth of the steps and a decay to 0. Momentum carries on what a device did before it heard of the others: a
+lower b1, such as 0.7, may gain much, and Nesterov's form of it makes up for a part of the delay.
 """
 
 from __future__ import annotations
