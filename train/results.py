@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from rich import box
 from rich.markup import escape
 from rich.table import Table
 
@@ -62,17 +63,21 @@ def table(rows: Sequence[dict[str, Any]], kind: str) -> Table:
       A table to print.
     """
     seeds = {len(row["seeds"]) for row in rows}
-    made = Table(title=f"mean and standard deviation over {max(seeds)} seeds; bytes are what leaves one device")
+    made = Table(
+        title=f"mean and standard deviation over {max(seeds)} seeds; bytes are what leaves one device",
+        box=box.SIMPLE_HEAD,
+    )
     made.add_column("method", overflow="fold")
-    shown = [("loss", "test_loss", "{:.3f}"), ("link ratio", "link_ratio", "{:.1f}")]
+    shown = [("loss", "test_loss", "{:.3f}")]
     if kind == "image":
         shown.insert(0, ("accuracy, %", "test_accuracy", "{:.2f}"))
-    for name in ("budget", *[name for name, _, _ in shown], "link bytes"):
+    for name in ("budget", *[name for name, _, _ in shown], "link ratio", "link bytes"):
         made.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         budget = "-" if row["budget"] is None else f"{row['budget']:g} x"
         figures = [_figure(row[key], form, 100.0 if key == "test_accuracy" else 1.0) for _, key, form in shown]
-        made.add_row(escape(row["method"]), budget, *figures, amount(row["link_bytes"]["mean"]))
+        link = [f"{row['link_ratio']['mean']:.1f}", amount(row["link_bytes"]["mean"])]  # the same for every seed
+        made.add_row(escape(row["method"]), budget, *figures, *link)
     return made
 
 
