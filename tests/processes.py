@@ -103,8 +103,12 @@ def same_arrays(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -
     """See that two checkpoints hold the same bits."""
     assert expected.keys() == found.keys()
     for key, x in expected.items():
-        np.testing.assert_array_equal(found[key], x)
-        assert found[key].shape == x.shape or x.ndim < 2
+        own = found[key]
+        if x.ndim == own.ndim == 1:
+            # A counter of each device, of which every host wrote the same for its own
+            own = np.tile(own, x.size // own.size)
+        np.testing.assert_array_equal(own, x)
+        assert own.shape == x.shape
 
 
 @contextlib.contextmanager

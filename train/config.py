@@ -88,8 +88,8 @@ class Exchange:
     """How many times fewer payload bytes than float32 gradients, everything counted; 1 to 100000."""
     exchange: Literal["all_gather", "reduce_scatter", "leader", "auto"] = "auto"
     """How payloads travel: to all devices, by owners of shares, by a leader's positions; auto goes by the number."""
-    recipe: Literal["local", "after", "before"] | None = None
-    """Exchange what local optimizers changed, or after moments, or before all; None: sgd before, adam(w) local."""
+    recipe: Literal["local", "after", "before"] = "local"
+    """Exchange what local optimizers changed, or gradients after moments, or gradients before all."""
     local_steps: int = 1
     """Steps between two exchanges, which send so many times more."""
     warmup_steps: int = 0
@@ -223,7 +223,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 NOT_KEPT = (Start, Hosts)  # groups of options that are no part of a run's configuration
 LEARNING_RATES = {"sgd": 0.1, "adam": 4e-3, "adamw": 4e-3}
 WEIGHT_DECAYS = {"sgd": 0.0, "adam": 0.0, "adamw": 1e-4}
-RECIPES = {"sgd": "before", "adam": "local", "adamw": "local"}
 
 
 def groups() -> dict[str, type]:
@@ -310,14 +309,13 @@ def settle(config: Settings, devices: int = VIRTUAL_DEVICES) -> Settings:
       devices: to train over where the user gave no number.
 
     Returns:
-      A configuration with devices, learning rate, weight decay and recipe.
+      A configuration with devices, learning rate and weight decay.
     """
     given = flat(config)
     chosen = {
         "devices": devices,
         "learning_rate": LEARNING_RATES,
         "weight_decay": WEIGHT_DECAYS,
-        "recipe": RECIPES,
     }
     values = {
         key: value[config.training.optimizer] if isinstance(value, dict) else value
