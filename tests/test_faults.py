@@ -178,7 +178,7 @@ def parameters(folder: Path, step: int) -> dict[str, np.ndarray]:
 
 @pytest.mark.slow
 def test_a_gradient_that_is_not_finite_on_one_host_is_left_out_by_all(tmp_path, data_dir) -> None:
-    given = [*OPTIONS, "--checkpoint-every", "1", "--check-every", "1", "--momentum", "0"]
+    given = [*OPTIONS, "--checkpoint-every", "1", "--check-every", "1", "--momentum", "0", "--recipe", "before"]
     given += ["--data-dir", str(data_dir), "--workdir", str(tmp_path)]
     folder = tmp_path / "run" / "topk"
     for options in (["--steps", "5"], ["--steps", "7", "--resume"]):
