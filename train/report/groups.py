@@ -57,7 +57,9 @@ class Group:
         values = values[np.isfinite(values)]
         if not len(values):
             return float("nan"), float("nan")
-        return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+        # Equal values have a mean that is off by rounding, and no spread
+        spread = float(np.std(values, ddof=1)) if np.ptp(values) else 0.0
+        return float(np.mean(values)), spread
 
 
 def gather(runs: Sequence[Run], prefix: str) -> list[Group]:
