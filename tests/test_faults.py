@@ -177,8 +177,9 @@ def parameters(folder: Path, step: int) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.slow
-def test_a_gradient_that_is_not_finite_on_one_host_is_left_out_by_all(tmp_path, data_dir) -> None:
-    given = [*OPTIONS, "--checkpoint-every", "1", "--check-every", "1", "--momentum", "0", "--recipe", "before"]
+@pytest.mark.parametrize("recipe", ["before", pytest.param("local", marks=pytest.mark.deep)])
+def test_a_gradient_that_is_not_finite_on_one_host_is_left_out_and_counted(recipe, tmp_path, data_dir) -> None:
+    given = [*OPTIONS, "--checkpoint-every", "1", "--check-every", "1", "--momentum", "0", "--recipe", recipe]
     given += ["--data-dir", str(data_dir), "--workdir", str(tmp_path)]
     folder = tmp_path / "run" / "topk"
     for options in (["--steps", "5"], ["--steps", "7", "--resume"]):
@@ -194,7 +195,8 @@ def test_a_gradient_that_is_not_finite_on_one_host_is_left_out_by_all(tmp_path, 
     after = parameters(folder, 7)
     assert before
     for name, x in before.items():
-        np.testing.assert_array_equal(at[name], x)
+        # By all, where gradients meet; by that host alone, where changes do
+        assert recipe == "local" or (at[name] == x).all()
     assert any((after[name] != x).any() for name, x in at.items())
 
 

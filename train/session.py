@@ -160,7 +160,7 @@ class Session:
             "sent": float(stats.sent),
             "capacity": int(stats.capacity),
             "overflow": float(stats.overflow),
-            "nonfinite": int(stats.nonfinite),
+            "nonfinite": int(stats.nonfinite) + int(metrics.skipped),
             "entropy": float(stats.entropy),
             "forecast_error": float(stats.forecast_error),
             "memory_norm": float(metrics.memory_norm),

@@ -12,6 +12,7 @@ import optax
 from jax.sharding import Mesh
 
 import gradpart_jax as gp
+from gradpart_jax.local_steps import LocalUpdatesState
 from train.network import Network, score
 from train.placing import AXIS, over_devices
 
@@ -32,6 +33,7 @@ class Metrics(NamedTuple):
     accuracy: jax.Array  # float32[]
     memory_norm: jax.Array  # float32[]: root of the mean square norm
     signal: jax.Array  # float32[]: of the system, that some process has heard; 0 for none
+    skipped: jax.Array  # float32[]: local steps that a device left out so far, summed over devices
 
 
 def losses(model: nn.Module, params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -169,15 +171,20 @@ def make_step(network: Network, tx: optax.GradientTransformation, axes: State, m
         updates, opt_state = tx.update(gradient, state.opt_state, state.params)
         params = gp.apply_updates(state.params, updates, opt_state)
         owed = sum((jnp.sum(x * x) for x in _memories(opt_state)), start=jnp.float32(0.0))
+        skipped = sum((node.skipped for node in _found(opt_state, LocalUpdatesState)), start=jnp.int32(0))
         # Gathered, not summed on the way: in which order a network sums is its own affair
-        each = jax.lax.all_gather(jnp.stack([loss, accuracy, owed, signal]), AXIS)
+        each = jax.lax.all_gather(jnp.stack([loss, accuracy, owed, signal, skipped.astype(jnp.float32)]), AXIS)
         means = jnp.mean(each, axis=0)
         fresh = State(params, opt_state, batch_stats, jax.random.key_data(carried))
-        return fresh, Metrics(means[0], means[1], jnp.sqrt(means[2]), jnp.max(each[:, 3]))
+        return fresh, Metrics(means[0], means[1], jnp.sqrt(means[2]), jnp.max(each[:, 3]), jnp.sum(each[:, 4]))
 
     return Step(over_devices(step, mesh, (axes, 0, 0), (axes, None), donate=0))
 
 
 def _memories(opt_state: Any) -> list[jax.Array]:
-    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, gp.CompressState))
-    return [node.memory.residual for node in nodes if isinstance(node, gp.CompressState)]
+    return [node.memory.residual for node in _found(opt_state, gp.CompressState)]
+
+
+def _found(opt_state: Any, kind: type) -> list[Any]:
+    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kind))
+    return [node for node in nodes if isinstance(node, kind)]
