@@ -13,7 +13,7 @@ from gradpart_jax.exchange import AxisName, axis_size, position
 from gradpart_jax.outlook import GradpartState
 from gradpart_jax.segments import Layout, layout_of, unravel
 from gradpart_jax.shares import scatter_share
-from gradpart_jax.transform import CompressState, fill, find_state, state_axes
+from gradpart_jax.transform import CompressState, fill, find_state, state_axes, states_of
 
 SENT = ("payload_bits", "link_bits", "inner_bits")  # of `Stats`: what an exchange costs
 DENSE = ("dense_payload_bits", "dense_link_bits")  # and what dense training would have cost
@@ -144,9 +144,8 @@ def local_updates(
 
     def share_of(exchanged: Any) -> float:
         """Say which share of what is owed a device goes on from: none where nothing is remembered."""
-        nodes = jax.tree.leaves(exchanged, is_leaf=_is_compressed)
         # EF21's is an estimate, and nothing that is owed
-        memories = [node.memory.residual for node in nodes if _is_compressed(node) and not node.estimate.size]
+        memories = [node.memory.residual for node in states_of(exchanged, CompressState) if not node.estimate.size]
         remembers = len(memories) == 1 and memories[0].size > 0
         if keep_own and not remembers:
             raise ValueError(

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from gradpart_jax.local_steps import LocalUpdatesState
+from gradpart_jax.transform import states_of
 
 
 def apply_updates(params: Any, updates: Any, opt_state: Any) -> Any:
@@ -66,8 +67,7 @@ def params_axis(opt_state: Any) -> int | None:
 
 
 def _find(opt_state: Any) -> LocalUpdatesState | None:
-    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, LocalUpdatesState))
-    found = [node for node in nodes if isinstance(node, LocalUpdatesState)]
+    found = states_of(opt_state, LocalUpdatesState)
     if len(found) > 1:
         raise ValueError(f"opt_state holds {len(found)} states of gp.local_updates, not one: use one for all leaves")
     return found[0] if found else None

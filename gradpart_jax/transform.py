@@ -230,6 +230,20 @@ def fill(tree: Any, axis: int | None) -> Any:
     return jax.tree.map(lambda _: axis, tree)
 
 
+def states_of(opt_state: Any, kind: type) -> list[Any]:
+    """List the states of one kind in an optimizer's state.
+
+    Args:
+      opt_state: any pytree.
+      kind: a class of nodes.
+
+    Returns:
+      The nodes, in the tree's order.
+    """
+    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kind))
+    return [node for node in nodes if isinstance(node, kind)]
+
+
 def find_state(opt_state: Any) -> CompressState:
     """Find the one state of `compress` in an optimizer's state.
 
@@ -242,8 +256,7 @@ def find_state(opt_state: Any) -> CompressState:
     Raises:
       ValueError: there is none, or there are several.
     """
-    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, CompressState))
-    found = [node for node in nodes if isinstance(node, CompressState)]
+    found = states_of(opt_state, CompressState)
     if len(found) != 1:
         raise ValueError(
             f"opt_state holds {len(found)} states of gp.compress, not one: "

@@ -11,7 +11,6 @@ import numpy as np
 from train import figures
 
 CURVES = 8  # methods whose way is drawn: with more, none can be told from another
-PALETTE = "tab10"
 
 
 class Ended(NamedTuple):
@@ -36,7 +35,7 @@ def draw(methods: Sequence[Ended], kind: str, path: Path) -> None:
     score = "test loss, nats" if kind == "text" else "test accuracy"
     shown = [m for m in methods if any(np.isfinite(m.scores))]
     order = sorted(shown, key=lambda m: float(np.nanmean(m.scores)), reverse=kind == "text")
-    colours = {m.name: mpl.colormaps[PALETTE](place % 10) for place, m in enumerate(shown)}
+    colours = {m.name: mpl.colormaps["tab10"](place % 10) for place, m in enumerate(shown)}
     with figures.canvas(2, path, height=max(4.0, 1.3 + 0.27 * len(order))) as (rows, ways):
         for place, method in enumerate(order):
             rows.scatter(method.scores, [place] * len(method.scores), color=colours[method.name], s=18, zorder=2)

@@ -25,6 +25,11 @@ class Entry(NamedTuple):
     seed: int
 
     @property
+    def key(self) -> tuple[str, float | None]:
+        """What is the same for all seeds."""
+        return self.label.text, self.budget
+
+    @property
     def folder(self) -> str:
         """The name of its run folder."""
         return f"{self.label.folder}-{self.budget or 1:g}x-seed{self.seed}"
@@ -41,8 +46,8 @@ def tabulate(entries: Sequence[Entry], summaries: Sequence[dict[str, Any]]) -> l
       A row a method and budget: mean and spread (standard deviation) of each figure.
     """
     rows: list[dict[str, Any]] = []
-    for key in dict.fromkeys((entry.label.text, entry.budget) for entry in entries):
-        own = [s for entry, s in zip(entries, summaries, strict=True) if (entry.label.text, entry.budget) == key]
+    for key in dict.fromkeys(entry.key for entry in entries):
+        own = [summary for _, summary in _of(key, entries, summaries)]
         row: dict[str, Any] = {"method": key[0], "budget": key[1], "seeds": [s["seed"] for s in own]}
         for figure in ("test_accuracy", "test_loss", "link_ratio", "payload_ratio", "link_bytes", "seconds"):
             values = np.array([np.nan if s[figure] is None else s[figure] for s in own], float)
@@ -76,7 +81,7 @@ def table(rows: Sequence[dict[str, Any]], kind: str) -> Table:
     for row in rows:
         budget = "-" if row["budget"] is None else f"{row['budget']:g} x"
         figures = [_figure(row[key], form, 100.0 if key == "test_accuracy" else 1.0) for _, key, form in shown]
-        link = [f"{row['link_ratio']['mean']:.1f}", amount(row["link_bytes"]["mean"])]  # the same for every seed
+        link = [f"{row['link_ratio']['mean']:.1f}", amount(row["link_bytes"]["mean"])]  # which seeds hardly change
         made.add_row(escape(row["method"]), budget, *figures, *link)
     return made
 
@@ -103,11 +108,7 @@ def endings(
     score = "test_loss" if kind == "text" else "test_accuracy"
     several = len({row["budget"] for row in rows} - {None}) > 1
     for row in rows:
-        own = [
-            (entry, summary)
-            for entry, summary in zip(entries, summaries, strict=True)
-            if (entry.label.text, entry.budget) == (row["method"], row["budget"])
-        ]
+        own = _of((row["method"], row["budget"]), entries, summaries)
         lines = [read(folder / entry.folder / "metrics.jsonl") for entry, _ in own]
         yield Ended(
             row["method"] + (f" at {row['budget']:g} x" if several and row["budget"] else ""),
@@ -115,6 +116,13 @@ def endings(
             [np.nan if summary[score] is None else summary[score] for _, summary in own],
             [{line["step"]: line[score] for line in each if line.get(score) is not None} for each in lines],
         )
+
+
+def _of(
+    key: tuple[str, float | None], entries: Sequence[Entry], summaries: Sequence[dict[str, Any]]
+) -> list[tuple[Entry, dict[str, Any]]]:
+    """Take the trainings of one method and budget, one a seed."""
+    return [(entry, summary) for entry, summary in zip(entries, summaries, strict=True) if entry.key == key]
 
 
 def _figure(value: dict[str, float | None], form: str, factor: float) -> str:

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 import gradpart_jax as gp
 from gradpart_jax.local_steps import LocalUpdatesState
+from gradpart_jax.transform import states_of
 from train.network import Network, score
 from train.placing import AXIS, over_devices
 
@@ -170,8 +171,9 @@ def make_step(network: Network, tx: optax.GradientTransformation, axes: State, m
         gradient, loss, accuracy, batch_stats = gradient_of(network, state, batch, own)
         updates, opt_state = tx.update(gradient, state.opt_state, state.params)
         params = gp.apply_updates(state.params, updates, opt_state)
-        owed = sum((jnp.sum(x * x) for x in _memories(opt_state)), start=jnp.float32(0.0))
-        skipped = sum((node.skipped for node in _found(opt_state, LocalUpdatesState)), start=jnp.int32(0))
+        memories = [node.memory.residual for node in states_of(opt_state, gp.CompressState)]
+        owed = sum((jnp.sum(x * x) for x in memories), start=jnp.float32(0.0))
+        skipped = sum((node.skipped for node in states_of(opt_state, LocalUpdatesState)), start=jnp.int32(0))
         # Gathered, not summed on the way: in which order a network sums is its own affair
         each = jax.lax.all_gather(jnp.stack([loss, accuracy, owed, signal, skipped.astype(jnp.float32)]), AXIS)
         means = jnp.mean(each, axis=0)
@@ -179,12 +181,3 @@ def make_step(network: Network, tx: optax.GradientTransformation, axes: State, m
         return fresh, Metrics(means[0], means[1], jnp.sqrt(means[2]), jnp.max(each[:, 3]), jnp.sum(each[:, 4]))
 
     return Step(over_devices(step, mesh, (axes, 0, 0), (axes, None), donate=0))
-
-
-def _memories(opt_state: Any) -> list[jax.Array]:
-    return [node.memory.residual for node in _found(opt_state, gp.CompressState)]
-
-
-def _found(opt_state: Any, kind: type) -> list[Any]:
-    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kind))
-    return [node for node in nodes if isinstance(node, kind)]

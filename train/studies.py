@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from train.methods import METHODS
+
 
 class Study(NamedTuple):
     """What a comparison is asked for; every option can be overridden on the command line."""
@@ -16,16 +18,16 @@ class Study(NamedTuple):
     seeds: int
 
 
+def every(**options: str) -> str:
+    """Name every method, with options where it needs one, or a rate of its own."""
+    return ",".join(f"{name}:{options[name]}" if name in options else name for name in METHODS)
+
+
 # Each at the rate that is best for it: uncompressed Adam at 0.004; Adam on each device, compressed, at 0.01, and in a
 # short training at 0.006
 STDLIB = MappingProxyType({"data": "stdlib", "optimizer": "adam", "steps": 2000, "learning_rate": 0.01})
 SHORT = MappingProxyType({**STDLIB, "steps": 600, "learning_rate": 0.006})
 DENSE = "dense:learning_rate=0.004,"
-# Every method that `train.methods` knows; options where a method needs one, or a rate of its own
-RIVALS = (
-    "partition,topk,{randomk},{threshold},{dgc},gaussiank,redsync,sidco,scalecom,egc,{oktopk},{lgc},powersgd,{demo},qsgd,"
-    "terngrad,{signsgd},ef_signsgd,onebit_sgd,natural,int8,bfloat16"
-)
 ABLATED = (
     "partition",
     "partition:entropy_rule=entropy",
@@ -55,30 +57,26 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
         ),
         "rivals": Study(
             MappingProxyType({**SHORT, "steps": 300}),
-            DENSE
-            + RIVALS.format(
-                randomk="randomk",
-                threshold="threshold:value=0.03",
-                dgc="dgc:momentum=none",
-                oktopk="oktopk",
-                lgc="lgc:train_steps=50",
-                demo="demo:recipe=before,learning_rate=0.002",
-                signsgd="signsgd:recipe=before,learning_rate=0.004",
+            every(
+                dense="learning_rate=0.004",
+                threshold="value=0.03",
+                dgc="momentum=none",
+                lgc="train_steps=50",
+                demo="recipe=before,learning_rate=0.002",
+                signsgd="recipe=before,learning_rate=0.004",
             ),
             "100",
             3,
         ),
         "rivals-digits": Study(
             MappingProxyType({"data": "digits"}),
-            "dense,"
-            + RIVALS.format(
-                randomk="randomk:learning_rate=0.01",
-                threshold="threshold:value=0.1",
-                dgc="dgc",
-                oktopk="oktopk:learning_rate=0.05",
-                lgc="lgc:train_steps=100",
-                demo="demo:recipe=before,learning_rate=0.0003",
-                signsgd="signsgd:recipe=before,learning_rate=0.0003",
+            every(
+                randomk="learning_rate=0.01",
+                threshold="value=0.1",
+                oktopk="learning_rate=0.05",
+                lgc="train_steps=100",
+                demo="recipe=before,learning_rate=0.0003",
+                signsgd="recipe=before,learning_rate=0.0003",
             ),
             "100",
             3,
