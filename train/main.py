@@ -93,6 +93,9 @@ def begin(config: Settings) -> Settings:
       UsageError: options do not go together, or hosts differ.
       HostError: other processes did not come in time.
     """
+    from train import pages
+
+    pages.keep()
     import jax
 
     from train import agree, hosts, joining
