@@ -2,13 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from rich.console import Console
 
 from train import check, compare, config, loop, methods
 from train.errors import UsageError
-from train.studies import STUDIES
+from train.studies import STUDIES, Name
 
 FEW = {"model": "mlp", "steps": 20, "batch": 32, "eval_every": 10, "devices": 4, "phases": False}
 
@@ -70,6 +71,10 @@ def test_studies_can_be_planned_and_overridden(name, tmp_path) -> None:
     entries = compare.plan(config.settle(found))
     assert {entry.label.kind for entry in entries} >= {"dense", "partition"}
     assert compare.parse(["--study", name, "--data", "digits", "--budgets", "9"]).task.data == "digits"
+
+
+def test_every_study_has_its_name_among_the_options() -> None:
+    assert set(get_args(Name)) == set(STUDIES)
 
 
 def test_labels_are_parted_at_commas_that_part_them() -> None:

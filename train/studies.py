@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from train.methods import METHODS
+
+Name: TypeAlias = Literal[
+    "headline", "headline-digits", "headline-resnet20", "rivals", "rivals-digits", "ablation", "plane"
+]
 
 
 class Study(NamedTuple):
@@ -25,8 +29,11 @@ def every(**options: str) -> str:
 
 # Each at the rate that is best for it: uncompressed Adam at 0.004; Adam on each device, compressed, at 0.01, and in a
 # short training at 0.006
-STDLIB = MappingProxyType({"data": "stdlib", "optimizer": "adam", "steps": 2000, "learning_rate": 0.01})
-SHORT = MappingProxyType({**STDLIB, "steps": 600, "learning_rate": 0.006})
+STDLIB = MappingProxyType(
+    {"data": "stdlib", "optimizer": "adam", "steps": 2000, "learning_rate": 0.01, "schedule": "linear"}
+)
+SHORT = MappingProxyType({**STDLIB, "steps": 600, "learning_rate": 0.006, "schedule": "cosine"})
+RESNET = MappingProxyType({"data": "digits", "model": "resnet20", "image_size": 32, "batch": 64, "steps": 300})
 DENSE = "dense:learning_rate=0.004,"
 ABLATED = (
     "partition",
@@ -55,6 +62,7 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
         "headline-digits": Study(
             MappingProxyType({"data": "digits"}), "dense,partition,topk,dgc,powersgd", "100,300", 3
         ),
+        "headline-resnet20": Study(RESNET, "dense,partition", "100", 3),
         "rivals": Study(
             MappingProxyType({**SHORT, "steps": 300}),
             every(
