@@ -24,6 +24,8 @@ from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook as power
 from torch.nn.functional import cross_entropy, gelu, scaled_dot_product_attention
 from torch.nn.parallel import DistributedDataParallel
 
+from train import pages
+
 MOST_RANK = 256
 LEAST_COMPRESSION = 2  # PyTorch's: a matrix must have more than this many times the elements of its factors
 WARM, CALLS = 4, 20  # calls of a piece that are not timed, in the last of which the hook compresses; and that are
@@ -213,6 +215,7 @@ def main(folder: Path, host: int, interface: str) -> None:
       host: the number of this one.
       interface: of the network.
     """
+    pages.keep()
     job = json.loads((folder / "job.json").read_text())
     os.environ["GLOO_SOCKET_IFNAME"] = interface
     # As many as there are cores for each: where more threads spin than there are cores, all wait for each other
