@@ -1,5 +1,6 @@
 """Benchmarks that stand beside the training program."""
 
+import contextlib
 import importlib.util
 import json
 
@@ -8,8 +9,8 @@ import pytest
 from scipy import stats
 
 from train.bench import __main__ as bench
-from train.bench import forecast, links, network_picture, network_rows, rivals, thresholds, wire
-from train.errors import UsageError
+from train.bench import forecast, links, network, network_picture, network_rows, rivals, thresholds, wire
+from train.errors import HostError, UsageError
 
 
 def test_benchmarks_refuse_what_cannot_work(tmp_path, capsys) -> None:
@@ -121,6 +122,33 @@ def test_a_training_whose_links_change_gives_a_row_for_each_rate(tmp_path) -> No
     assert [table.row_count for table in network_picture.tables(rows + dearer)] == [4 + 2] * 2
     network_picture.draw(rows + dearer, tmp_path / "n.png")
     assert (tmp_path / "n.png").stat().st_size > 10_000
+
+
+def test_a_method_that_fails_leaves_the_figures_of_the_others(tmp_path, monkeypatch, capsys) -> None:
+    log = tmp_path / "host.log"
+    log.write_text("compiling\nerror: it broke\n\n*** Check failure stack trace: ***\n    @ 0x7f Flush()\n")
+    assert network._ending(log) == "compiling\nerror: it broke"
+    row = {
+        "method": "dense", "rate": 2e7, "step_time_s": 9.0, "unshaped_s": 0.1, "compute_s": 0.05, "encode_s": 0.01,
+        "wire_s": 8.9, "decode_s": 0.0, "link_bytes": 2e7, "kernel_bytes": 2.1e7, "overhead": 0.05, "steps": 3,
+        "parameters": 1000, "steps_to_loss": None, "to_loss_s": None,
+    }  # fmt: skip
+
+    def train(args, net, label, folder, console):
+        if label.text == "topk":
+            raise HostError("topk did not train to its end")
+        return [row | {"method": label.text}]
+
+    monkeypatch.setattr(network, "train", train)
+    monkeypatch.setattr(links, "missing", lambda: None)
+    monkeypatch.setattr(links, "Links", contextlib.nullcontext)
+    files = ["--json", str(tmp_path / "n.json"), "--figure", str(tmp_path / "n.png")]
+    assert bench.main(["network", "--methods", "dense,topk,partition", *files]) == 3
+    told = capsys.readouterr()
+    assert told.err == "error: topk did not train to its end\n"
+    assert "partition, 1,000 parameters" in told.out
+    kept = json.loads((tmp_path / "n.json").read_text())["rows"]
+    assert [each["method"] for each in kept] == ["dense", "partition"]
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from train.bench.network_picture import draw, tables
 from train.bench.network_rows import plan, reached, rows_of
 from train.config import settle
 from train.errors import HostError, Interrupted, UsageError
+from train.launch import NOISE
 from train.log import read
 from train.main import parse
 
@@ -36,6 +37,7 @@ MODEL = [
     "--eval-every", "1000000", "--local-steps", "1", "--schedule", "constant", "--check-every", "0",
     "--checkpoint-every", "0", "--no-dense-reference",
 ]  # fmt: skip
+SHOWN = 8  # lines of each host's log, where a training fails
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,19 +108,27 @@ def main(args: Args) -> None:
 
     before = signal.signal(signal.SIGTERM, end)
     rows: list[dict[str, Any]] = []
+    failures: list[str] = []
     try:
         with links.Links(args.hosts) as net, tempfile.TemporaryDirectory() as folder:
             for label in labels:
                 console.print(f"{label.text} ...")
-                rows += train(args, net, label, Path(folder), console)
+                try:
+                    rows += train(args, net, label, Path(folder), console)
+                except HostError as error:  # the other methods' figures are worth having
+                    failures.append(str(error))
+                    console.print(f"  {label.text} failed")
                 if args.json:
                     args.json.write_text(json.dumps({"hosts": args.hosts, "rows": rows}, indent=1) + "\n")
     finally:
         signal.signal(signal.SIGTERM, before)
-    for table in tables(rows):
-        console.print(table)
-    draw(rows, args.figure)
-    console.print(f"picture: {args.figure}")
+    if rows:
+        for table in tables(rows):
+            console.print(table)
+        draw(rows, args.figure)
+        console.print(f"picture: {args.figure}")
+    if failures:
+        raise HostError("\n".join(failures))
 
 
 def labels_of(text: str) -> list[methods.Label | network_torch.Label]:
@@ -171,7 +181,7 @@ def train(
         counted = [follower.count(stretch, console) for stretch in training.stretches]
         net.shape(UNSHAPED)
         if not follower.finish():
-            said = "\n".join(path.read_text()[-600:] for path in logs)
+            said = "\n".join(_ending(path) for path in logs)
             raise HostError(f"{label.text} did not train to its end:\n{said}")
     lines, facts = training.results()
     rows = rows_of(lines, facts, training.stretches, counted, training.period)
@@ -183,6 +193,12 @@ def train(
         for row in rows
         if row["rate"] in asked
     ]
+
+
+def _ending(log: Path) -> str:
+    """Give the last lines that a host has said of its own accord."""
+    lines = [line for line in log.read_text().splitlines() if line.strip() and not line.startswith(NOISE)]
+    return "\n".join(lines[-SHOWN:])
 
 
 def prepare(args: Args, net: links.Links, label: methods.Label | network_torch.Label, folder: Path) -> Training:
