@@ -27,6 +27,7 @@ from train.errors import BROKEN, DivergedError, HostError, NonFiniteError, Usage
 
 T = TypeVar("T")
 GRACE = 3.0  # seconds that processes which end in an error wait for the others to say theirs
+LINGER = 1.0  # seconds that process 0 then stays: JAX aborts whoever sees the store close before it has left itself
 
 _rounds = itertools.count()
 patience = Hosts.timeout  # seconds; set by `joining.join`
@@ -169,6 +170,8 @@ def part(status: int) -> int:
     # Process 0 holds the store: whoever still reads another's error in it is to get it
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         _store().wait_at_barrier("gradpart/part", round(1000 * GRACE))
+    if leads():
+        time.sleep(LINGER)
     os._exit(status)
 
 
