@@ -9,7 +9,7 @@ from rich.console import Console
 
 from train import check, compare, config, loop, methods
 from train.errors import UsageError
-from train.studies import STUDIES, Name
+from train.studies import STUDIES, StudyName
 
 FEW = {"model": "mlp", "steps": 20, "batch": 32, "eval_every": 10, "devices": 4, "phases": False}
 
@@ -74,7 +74,7 @@ def test_studies_can_be_planned_and_overridden(name, tmp_path) -> None:
 
 
 def test_every_study_has_its_name_among_the_options() -> None:
-    assert set(get_args(Name)) == set(STUDIES)
+    assert set(get_args(StudyName)) == set(STUDIES)
 
 
 def test_labels_are_parted_at_commas_that_part_them() -> None:

@@ -17,7 +17,7 @@ from train.errors import UsageError, status_of
 from train.log import plain
 from train.main import begin, ended
 from train.results import Entry, endings, table, tabulate
-from train.studies import STUDIES, Name
+from train.studies import STUDIES, StudyName
 
 PROG = "train.compare"
 FILE, PICTURE = "comparison.json", "comparison.png"
@@ -43,7 +43,7 @@ class Comparison(Config):
     """Methods, separated by commas, with options where wanted: dense,partition:rungs=2,family=gamma."""
     budgets: str = "30,100"
     """Link ratios, separated by commas; dense has none and runs once a seed."""
-    study: Name | None = None
+    study: StudyName | None = None
     """A named set of methods, budgets, seeds and settings, whose table is reproduced; other options override it."""
     seeds: int = 3
     """Trainings of each method and budget, with seeds from --seed on."""

@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from train import options
+from train import options, pages
 from train.config import VIRTUAL_DEVICES, Config, Settings, change, settle
 from train.errors import UsageError, status_of
 
@@ -93,8 +93,6 @@ def begin(config: Settings) -> Settings:
       UsageError: options do not go together, or hosts differ.
       HostError: other processes did not come in time.
     """
-    from train import pages
-
     pages.keep()
     import jax
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from train.methods import METHODS
 
-Name: TypeAlias = Literal[
+StudyName: TypeAlias = Literal[
     "headline", "headline-digits", "headline-resnet20", "rivals", "rivals-digits", "ablation", "plane"
 ]
 
