@@ -14,6 +14,7 @@ from gradpart_jax.outlook import GradpartState
 from gradpart_jax.segments import Layout, layout_of, unravel
 from gradpart_jax.shares import scatter_share
 from gradpart_jax.transform import CompressState, fill, find_state, state_axes, states_of
+from gradpart_jax.varying import alike
 
 SENT = ("payload_bits", "link_bits", "inner_bits")  # of `Stats`: what an exchange costs
 DENSE = ("dense_payload_bits", "dense_link_bits")  # and what dense training would have cost
@@ -74,9 +75,8 @@ def local(tx: optax.GradientTransformation) -> optax.GradientTransformationExtra
     tx = optax.with_extra_args_support(tx)
 
     def update(updates: Any, state: LocalState, params: Any = None, **extra_args: Any) -> tuple[Any, LocalState]:
-        finite = _all_finite(updates)
-        stepped, inner = tx.update(updates, state.inner, params, **extra_args)
-        return _choose(finite, stepped, updates), LocalState(_choose(finite, inner, state.inner))
+        stepped, inner, finite = _guarded(tx, updates, state.inner, params, extra_args)
+        return _choose(finite, stepped, updates), LocalState(inner)
 
     return optax.GradientTransformationExtraArgs(lambda params: LocalState(tx.init(params)), update)
 
@@ -185,13 +185,16 @@ def local_updates(
     ) -> tuple[Any, LocalUpdatesState]:
         if params is None:
             raise ValueError("gp.local_updates needs the parameters: call update(updates, state, params)")
-        finite = _all_finite(updates)
-        stepped, own = inner.update(updates, state.inner, params, **extra_args)
-        moved = _choose(finite, optax.apply_updates(params, stepped), params)
-        own = _choose(finite, own, state.inner)
+        stepped, own, finite = _guarded(inner, updates, state.inner, params, extra_args)
+
+        def moved() -> Any:
+            return optax.apply_updates(params, stepped)
 
         def meet(exchanged: Any, outside: Any) -> tuple[Any, Any, Any]:
-            change = jax.tree.map(jnp.subtract, _wide(start(state.anchor, exchanged)), _wide(moved))
+            # Where devices meet at every step, nothing but this step has changed since.
+            change = jax.tree.map(jnp.negative, _wide(stepped))
+            if every > 1:
+                change = jax.tree.map(jnp.subtract, _wide(start(state.anchor, exchanged)), _wide(moved()))
             mean, exchanged = exchange.update(change, exchanged, _wide(state.anchor))
             taken, outside = outer.update(mean, outside, _wide(state.anchor))
             return optax.apply_updates(state.anchor, taken), _restated(exchanged, every), outside
@@ -202,8 +205,10 @@ def local_updates(
         due = state.step + 1 == every
         if every == 1:
             anchor, exchanged, outside = meet(state.exchange, state.outer)
+            params_next = start(anchor, exchanged)
         else:
             anchor, exchanged, outside = jax.lax.cond(due, meet, go_on, state.exchange, state.outer)
+            params_next = _choose(due, start(anchor, exchanged), moved())
         fresh = LocalUpdatesState(
             anchor=anchor,
             inner=own,
@@ -213,7 +218,6 @@ def local_updates(
             met=due & (not share_of(exchanged)),
             skipped=state.skipped + (~finite).astype(jnp.int32),
         )
-        params_next = _choose(due, start(anchor, exchanged), moved)
         return jax.tree.map(jnp.subtract, params_next, params), fresh
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -225,6 +229,32 @@ def _owned(state: CompressState, layout: Layout, axis_name: AxisName) -> jax.Arr
     if axis_name is None or not (isinstance(state.scheme.shared, GradpartState) and sums.size):
         return jnp.float32(0.0)
     return scatter_share(sums, layout, axis_size(axis_name), position(axis_name))
+
+
+def _guarded(
+    tx: optax.GradientTransformationExtraArgs, updates: Any, state: Any, params: Any, extra_args: dict[str, Any]
+) -> tuple[Any, Any, jax.Array]:
+    """Update, if the gradient is finite; else give zeros and leave the state as it is.
+
+    A branch, where a choice between the new and the old state would have both in memory.
+
+    Returns:
+      Updates, state, and bool[], whether the gradient is finite.
+    """
+    finite = _all_finite(updates)
+
+    def go() -> tuple[Any, Any]:
+        stepped, fresh = tx.update(updates, state, params, **extra_args)
+        fresh = jax.tree.map(lambda new, old: new if new.dtype == old.dtype else new.astype(old.dtype), fresh, state)
+        return alike((stepped, fresh), updates, state, params)
+
+    like, _ = jax.eval_shape(go)
+
+    def skip() -> tuple[Any, Any]:
+        return alike((jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like), state), updates, state, params)
+
+    made = jax.lax.cond(finite, go, skip)
+    return *made, finite
 
 
 def _restated(exchanged: Any, steps: int) -> Any:

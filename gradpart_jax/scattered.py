@@ -26,7 +26,6 @@ from gradpart_jax.segments import Layout, count_by_segment
 from gradpart_jax.selection import choose, decode, encode, report_of, trim
 from gradpart_jax.shares import share_of
 from gradpart_jax.sizes import Plan
-from gradpart_jax.varying import alike
 
 
 def step(
@@ -71,12 +70,10 @@ def step(
     mine = share_of(layout, devices, position(axis_name))
     headers = shape.header(received)
 
-    def add(total: jax.Array, words: jax.Array) -> tuple[jax.Array, None]:
-        for buffer in decode(words, bases, shape, shape, mine)[1:]:
-            total = scatter_add(total, buffer.indices, buffer.values)
-        return total, None
-
-    total, _ = jax.lax.scan(add, jnp.zeros_like(owed), received)
+    # All parts at once: together they are one payload, and small, so that each operation's own cost is what counts.
+    total = jnp.zeros_like(owed)
+    for buffer in jax.vmap(lambda words: decode(words, bases, shape, shape, mine))(received)[1:]:
+        total = scatter_add(total, buffer.indices.reshape(-1), buffer.values.reshape(-1))
     passed = owed + total / devices
     # Coarse values are equal to many others.
     chosen, _ = choose(passed, outlook, turn, shape, mine, spare=shape.entries)
@@ -95,20 +92,17 @@ def step(
     sent = [Buffer(b.indices.reshape(-1), b.values.reshape(-1), b.used) for b in sent]
     memory = settle(Sent(jnp.bool_(False), tuple(sent)), everywhere)
 
-    def receive(
-        carry: tuple[jax.Array, jax.Array], arrived: tuple[jax.Array, jax.Array]
-    ) -> tuple[tuple[jax.Array, jax.Array], None]:
-        total, counts = carry
-        owner, words = arrived
+    def receive(owner: jax.Array, words: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         share = share_of(layout, devices, owner)
-        contents = jax.lax.optimization_barrier(decode(words, bases, shape, shape, share))
-        for buffer in contents[1:]:
-            total = scatter_add(total, share.restore(buffer.indices), jnp.where(everywhere, buffer.values, 0.0))
-            counts += count_by_segment(buffer.indices, share)
-        return (total, counts), None
+        _, key, sparse = jax.lax.optimization_barrier(decode(words, bases, shape, shape, share))
+        indices = share.restore(jnp.concatenate([key.indices, sparse.indices]))
+        values = jnp.concatenate([key.values, sparse.values])
+        return indices, values, count_by_segment(key.indices, share) + count_by_segment(sparse.indices, share)
 
-    start = alike((overwritten(vector, memory.residual), jnp.zeros(layout.segments, jnp.int32)), payloads)
-    (mean, counts), _ = jax.lax.scan(receive, start, (owners, payloads))
+    indices, values, counts = jax.vmap(receive)(owners, payloads)
+    values = jnp.where(everywhere, values, 0.0)
+    mean = scatter_add(overwritten(vector, memory.residual), indices.reshape(-1), values.reshape(-1))
+    counts = jnp.sum(counts, axis=0)
     report, outcome = report_of(headers, outlook, counts.astype(jnp.float32), plan.entries, parts=devices)
     wire = accounting.add(accounting.dealt(devices * shape.bits, devices), accounting.gathered(shape.bits, devices))
     return Reduced(mean, memory, everywhere, wire, report), outcome, passed

@@ -278,3 +278,12 @@ def test_a_recipe_compresses_by_partition_at_the_ratio_asked_for() -> None:
 def test_bad_arguments_are_named(make, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         make()
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_state_keeps_its_types_where_gradients_are_finer(every):
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), PARAMS)
+    tx = gp.local_updates(optax.adam(1e-3), every=every, exchange=gp.dense_mean())
+    state = tx.init(params)
+    _, fresh = jax.eval_shape(tx.update, PARAMS, state, params)
+    assert [x.dtype for x in jax.tree.leaves(fresh)] == [x.dtype for x in jax.tree.leaves(state)]
