@@ -126,13 +126,17 @@ class Links:
         for host in range(self.hosts):
             space, outer, inner = f"{self._tag}n{host}", f"{self._tag}v{host}", self.interface(host)
             _run("ip", "netns", "add", space)
-            _run("ip", "link", "add", outer, "type", "veth", "peer", "name", inner)
+            _run("ip", "link", "add", outer, "type", "veth", "peer", "name", inner, "address", _ethernet(host))
             _run("ip", "link", "set", inner, "netns", space)
             _run("ip", "link", "set", outer, "master", bridge, "up")
             within = self.command(host)
             _run(*within, "ip", "addr", "add", f"{self.address(host)}/24", "dev", inner)
             _run(*within, "ip", "link", "set", inner, "up")
             _run(*within, "ip", "link", "set", "lo", "up")
+            # Nobody asks where an address lives: on a full link the answer may come too late, and a connection breaks
+            others = [other for other in range(self.hosts) if other != host]
+            known = [f"neigh add {self.address(n)} lladdr {_ethernet(n)} dev {inner} nud permanent\n" for n in others]
+            _run(*within, "ip", "-batch", "-", given="".join(known))
             if self._rate != UNSHAPED:
                 self._shape(host)
             # gloo listens where the host's name leads, and all namespaces share that name
@@ -191,8 +195,12 @@ def _names(kind: str) -> list[str]:
     return [line.split(": ")[1].split("@")[0] for line in done.stdout.splitlines() if ": " in line]
 
 
-def _run(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def _ethernet(host: int) -> str:
+    return f"02:00:00:00:00:{host + 1:02x}"
+
+
+def _run(*command: str, given: str | None = None) -> None:
+    done = subprocess.run(command, input=given, capture_output=True, text=True, check=False)
     if done.returncode:
         raise UsageError(f"`{' '.join(command)}` failed: {done.stderr.strip()}")
 
