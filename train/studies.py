@@ -55,7 +55,7 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
     {
         "headline": Study(
             STDLIB,
-            "dense:learning_rate=0.006,partition,partition:local_steps=2,topk,dgc:momentum=none,powersgd",
+            "dense:learning_rate=0.006,partition,topk,dgc:momentum=none,powersgd:learning_rate=0.006",
             "100",
             3,
         ),
