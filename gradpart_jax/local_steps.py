@@ -191,9 +191,9 @@ def local_updates(
             return optax.apply_updates(params, stepped)
 
         def meet(exchanged: Any, outside: Any) -> tuple[Any, Any, Any]:
-            # Where devices meet at every step, nothing but this step has changed since.
-            change = jax.tree.map(jnp.negative, _wide(stepped))
-            if every > 1:
+            if every == 1:  # nothing but this step has changed since
+                change = jax.tree.map(jnp.negative, _wide(stepped))
+            else:
                 change = jax.tree.map(jnp.subtract, _wide(start(state.anchor, exchanged)), _wide(moved()))
             mean, exchanged = exchange.update(change, exchanged, _wide(state.anchor))
             taken, outside = outer.update(mean, outside, _wide(state.anchor))

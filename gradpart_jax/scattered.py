@@ -24,7 +24,7 @@ from gradpart_jax.replicated import replicated
 from gradpart_jax.scheme import Reduced, Settle
 from gradpart_jax.segments import Layout, count_by_segment
 from gradpart_jax.selection import choose, decode, encode, report_of, trim
-from gradpart_jax.shares import share_of
+from gradpart_jax.shares import Share, share_of
 from gradpart_jax.sizes import Plan
 
 
@@ -62,8 +62,7 @@ def step(
     def part(owner: jax.Array, candidates: Candidates) -> tuple[jax.Array, Contents]:
         share = share_of(layout, devices, owner)
         words, own = encode(trim(candidates, outlook, turn, shape, share), bases, finite, shape, share)
-        key, sparse = (buffer._replace(indices=share.restore(buffer.indices)) for buffer in own[1:])
-        return words, own._replace(key=key, sparse=sparse)
+        return words, _restored(own, share)
 
     words, own = jax.vmap(part)(owners, found)
     received = deal(words, axis_name)
@@ -72,8 +71,9 @@ def step(
 
     # All parts at once: together they are one payload, and small, so that each operation's own cost is what counts.
     total = jnp.zeros_like(owed)
-    for buffer in jax.vmap(lambda words: decode(words, bases, shape, shape, mine))(received)[1:]:
-        total = scatter_add(total, buffer.indices.reshape(-1), buffer.values.reshape(-1))
+    parts = jax.vmap(lambda words: decode(words, bases, shape, shape, mine))(received)
+    for buffer in map(_joined, parts[1:]):
+        total = scatter_add(total, buffer.indices, buffer.values)
     passed = owed + total / devices
     # Coarse values are equal to many others.
     chosen, _ = choose(passed, outlook, turn, shape, mine, spare=shape.entries)
@@ -87,22 +87,29 @@ def step(
     for buffer in sums[1:]:
         passed = scatter_add(passed, buffer.indices, -buffer.values)
 
-    # One owner's entries follow another's: as sets of positions, all that matters here, they are disjoint.
-    sent = [buffer._replace(used=jnp.sum(buffer.used)) for buffer in own[1:]]
-    sent = [Buffer(b.indices.reshape(-1), b.values.reshape(-1), b.used) for b in sent]
-    memory = settle(Sent(jnp.bool_(False), tuple(sent)), everywhere)
+    memory = settle(Sent(jnp.bool_(False), tuple(map(_joined, own[1:]))), everywhere)
 
-    def receive(owner: jax.Array, words: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def receive(owner: jax.Array, words: jax.Array) -> tuple[Contents, jax.Array]:
         share = share_of(layout, devices, owner)
-        _, key, sparse = jax.lax.optimization_barrier(decode(words, bases, shape, shape, share))
-        indices = share.restore(jnp.concatenate([key.indices, sparse.indices]))
-        values = jnp.concatenate([key.values, sparse.values])
-        return indices, values, count_by_segment(key.indices, share) + count_by_segment(sparse.indices, share)
+        contents = jax.lax.optimization_barrier(decode(words, bases, shape, shape, share))
+        counts = [count_by_segment(buffer.indices, share) for buffer in contents[1:]]
+        return _restored(contents, share), jnp.sum(jnp.stack(counts), axis=0)
 
-    indices, values, counts = jax.vmap(receive)(owners, payloads)
-    values = jnp.where(everywhere, values, 0.0)
-    mean = scatter_add(overwritten(vector, memory.residual), indices.reshape(-1), values.reshape(-1))
-    counts = jnp.sum(counts, axis=0)
+    everyones, counts = jax.vmap(receive)(owners, payloads)
+    mean, counts = overwritten(vector, memory.residual), jnp.sum(counts, axis=0)
+    for buffer in map(_joined, everyones[1:]):
+        mean = scatter_add(mean, buffer.indices, jnp.where(everywhere, buffer.values, 0.0))
     report, outcome = report_of(headers, outlook, counts.astype(jnp.float32), plan.entries, parts=devices)
     wire = accounting.add(accounting.dealt(devices * shape.bits, devices), accounting.gathered(shape.bits, devices))
     return Reduced(mean, memory, everywhere, wire, report), outcome, passed
+
+
+def _restored(contents: Contents, share: Share) -> Contents:
+    """Give a part's entries their positions in the whole vector."""
+    key, sparse = (buffer._replace(indices=share.restore(buffer.indices)) for buffer in contents[1:])
+    return contents._replace(key=key, sparse=sparse)
+
+
+def _joined(buffer: Buffer) -> Buffer:
+    """Let one part's entries follow another's, for readers to whom they are a set, in no order."""
+    return Buffer(buffer.indices.reshape(-1), buffer.values.reshape(-1), jnp.sum(buffer.used))

@@ -281,7 +281,7 @@ def test_bad_arguments_are_named(make, words: str) -> None:
 
 
 @pytest.mark.parametrize("every", [1, 2])
-def test_state_keeps_its_types_where_gradients_are_finer(every):
+def test_state_keeps_its_types_where_gradients_are_finer(every: int) -> None:
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), PARAMS)
     tx = gp.local_updates(optax.adam(1e-3), every=every, exchange=gp.dense_mean())
     state = tx.init(params)

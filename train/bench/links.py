@@ -134,9 +134,10 @@ class Links:
             _run(*within, "ip", "link", "set", inner, "up")
             _run(*within, "ip", "link", "set", "lo", "up")
             # Nobody asks where an address lives: on a full link the answer may come too late, and a connection breaks
-            others = [other for other in range(self.hosts) if other != host]
-            known = [f"neigh add {self.address(n)} lladdr {_ethernet(n)} dev {inner} nud permanent\n" for n in others]
-            _run(*within, "ip", "-batch", "-", given="".join(known))
+            known = "neigh add {} lladdr {} dev {} nud permanent\n"
+            others = (n for n in range(self.hosts) if n != host)
+            given = "".join(known.format(self.address(n), _ethernet(n), inner) for n in others)
+            _run(*within, "ip", "-batch", "-", given=given)
             if self._rate != UNSHAPED:
                 self._shape(host)
             # gloo listens where the host's name leads, and all namespaces share that name
