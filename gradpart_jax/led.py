@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from gradpart_jax import accounting
 from gradpart_jax.accounting import WORD_BITS
-from gradpart_jax.bits import pack, unpack
+from gradpart_jax.bits import pack_apart, unpack_apart
 from gradpart_jax.buffers import Buffer, gather, overwritten, scatter_add
 from gradpart_jax.codecs import index_codec
 from gradpart_jax.exchange import AxisName, axis_size, from_leader, total
@@ -66,12 +66,13 @@ def step(
     steps = jnp.clip(jnp.round(jnp.nan_to_num(gather(vector, indices)) / quantum), -MOST, MOST).astype(jnp.int32)
     steps = stored(jnp.where(indices < layout.total, steps, 0))
     width = field_bits(devices)
-    fields = pack((steps + MOST).astype(jnp.uint32), width)
-    # Fields do not overflow into one another, so that whole words can be added up; one more counts the non-finite.
+    fields = pack_apart((steps + MOST).astype(jnp.uint32), width)
+    # Fields overflow neither into one another nor out of words, so that these can be added up; one more counts the
+    # non-finite.
     broken = (~finite).astype(jnp.uint32)[None]
     sums = total(jnp.concatenate([fields, broken]), axis_name)
     everywhere = sums[-1] == 0
-    mean = unpack(sums[:-1], plan.entries, width).astype(jnp.int32) - MOST * devices
+    mean = unpack_apart(sums[:-1], plan.entries, width).astype(jnp.int32) - MOST * devices
 
     own = Buffer(indices, steps * quantum, used)
     memory = settle(Sent(jnp.bool_(False), (own,)), everywhere)

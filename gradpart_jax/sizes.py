@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from gradpart_jax import summaries
 from gradpart_jax.accounting import WORD_BITS
-from gradpart_jax.bits import WORD
+from gradpart_jax.bits import words_apart
 from gradpart_jax.codecs import WIDEST_VALUE, index_codec
 from gradpart_jax.payload import HEADER_WORDS, PayloadFormat, fit_format, most_within
 from gradpart_jax.segments import Layout
@@ -181,7 +181,7 @@ def led_bits(size: int, entries: int, devices: int) -> int:
     Returns:
       Bits: of a header and positions, and of values and a count of non-finite gradients.
     """
-    values = -(-entries * field_bits(devices) // WORD)
+    values = words_apart(entries, field_bits(devices))
     return WORD_BITS * (HEADER_WORDS + index_codec(size, entries).words + values + 1)
 
 

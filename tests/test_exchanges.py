@@ -115,6 +115,23 @@ def test_replicas_are_bit_equal_under_pmap_which_equals_vmap_and_its_bytes_are_t
         assert link == 2 * (W - 1) / W * payload
 
 
+def test_a_leaders_sums_are_those_of_what_devices_have_sent() -> None:
+    devices = 5  # of whose sums a field has 9 bits, which do not divide a word
+    like = {"kernel": jnp.zeros((40, 50))}
+    tx = compressor("leader", devices)
+    before = jax.vmap(lambda _: tx.init(like))(jnp.arange(devices))
+    run = jax.jit(jax.vmap(tx.update, axis_name=AXIS))
+    for seed in range(3):
+        g = gradients(seed, like, devices)
+        out, after = run(g, before)
+        added = np.asarray(g["kernel"].reshape(devices, -1)) + np.asarray(before.memory.residual)[:, :2000]
+        sent = added - np.asarray(after.memory.residual)[:, :2000]
+        np.testing.assert_allclose(
+            np.asarray(out["kernel"])[0].ravel(), sent.mean(0), rtol=1e-4, atol=1e-4 * np.abs(sent).max()
+        )
+        before = after
+
+
 @pytest.mark.parametrize("exchange", map(group, EXCHANGES))
 @settings(max_examples=5)
 @given(seed=st.integers(0, 1000), scale=st.sampled_from([1e-20, 1.0, 1e12]))

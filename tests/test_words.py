@@ -80,6 +80,14 @@ def test_pack_and_unpack_are_inverse(seed: int, width: int, count: int) -> None:
     assert np.array_equal(jitted(bits.unpack, 1, 2)(packed, count, width), codes)
 
 
+@given(seeds, st.integers(1, 9), st.integers(1, 32), st.sampled_from([1, 32, 77]))
+def test_words_of_codes_packed_apart_add_up(seed: int, terms: int, width: int, count: int) -> None:
+    codes = np.random.default_rng(seed).integers(0, max(2**width // terms, 1), (terms, count), dtype=np.uint32)
+    packed = [jitted(bits.pack_apart, 1)(one, width) for one in codes]
+    assert {x.size for x in packed} == {bits.words_apart(count, width)}
+    assert np.array_equal(jitted(bits.unpack_apart, 1, 2)(sum(packed), count, width), codes.sum(0))
+
+
 @given(seeds, shares, st.sampled_from([0, 1, 3, 30, 80]))
 def test_largest_keeps_the_largest(seed: int, share: float, capacity: int) -> None:
     random = np.random.default_rng(seed)
