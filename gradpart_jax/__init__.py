@@ -3,6 +3,8 @@
 from gradpart_jax import baselines as baselines
 from gradpart_jax import recipes as recipes
 from gradpart_jax._version import __version__ as __version__
+from gradpart_jax.agreeing import agreeing as agreeing
+from gradpart_jax.agreeing import scale_by_agreement as scale_by_agreement
 from gradpart_jax.compressors import STATIC_ARGS as STATIC_ARGS
 from gradpart_jax.compressors import dense_mean as dense_mean
 from gradpart_jax.compressors import inspect as inspect

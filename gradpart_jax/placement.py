@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from gradpart_jax.agreement import Agreement
 from gradpart_jax.exchange import AxisName, names
 from gradpart_jax.transform import CompressState, state_axes
 
@@ -61,7 +62,7 @@ def state_specs(
         return nowhere if axis is None else own
 
     def refine(node: Any, specs: Any) -> Any:
-        if isinstance(node, CompressState) and shards:
+        if isinstance(node, CompressState | Agreement) and shards:
             return jax.tree.map(
                 lambda spec, leaf: PartitionSpec(shards) if spec == nowhere and jnp.ndim(leaf) else spec,
                 specs,
@@ -72,7 +73,7 @@ def state_specs(
 
     specs = jax.tree.map(place, state_axes(opt_state), opt_state, is_leaf=lambda axis: axis is None)
     return jax.tree.map(
-        refine, opt_state, specs, is_leaf=lambda node: isinstance(node, CompressState) or is_params(node)
+        refine, opt_state, specs, is_leaf=lambda node: isinstance(node, CompressState | Agreement) or is_params(node)
     )
 
 

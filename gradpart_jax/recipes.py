@@ -13,10 +13,12 @@ behind the exchange, for of what is sparse most are 0. That loses more, and allo
 Of all recipes: `ratio` is of payload bytes over all steps, so that an exchange each `every` steps sends `every` times
 more; `clip` is the largest norm of a local gradient, None for any; `exchange` stands in for
 `gp.partition_compress(axis_name, ratio=ratio / every)`, of which further keywords are arguments. Where devices run
-Adam, Lion or Muon by themselves, the rule is "energy": all leaves' changes have one scale then. The learning rate of
-dense training, or half as much again, is a good start, twice as much in a long training, with a linear rise over the
-first twentieth of the steps and a decay to 0. Momentum carries on what a device did before it heard of the others: a
-lower b1, such as 0.7, may gain much, and Nesterov's form of it makes up for a part of the delay.
+Adam, Lion or Muon by themselves, the rule is "energy": all leaves' changes have one scale then. Adam on a device sees
+the noise of its own batch, where behind the mean it would see that of all batches: for a twentieth of the bytes devices
+tell one another how much they agree (`agreement`, see `gp.agreeing`), and the learning rate of dense training is right,
+with a linear rise over the first twentieth of the steps and a decay to 0. Momentum carries on what a device did before
+it heard of the others: a lower b1, such as 0.7, may gain much, and Nesterov's form of it makes up for a part of the
+delay.
 """
 
 from __future__ import annotations
@@ -27,10 +29,14 @@ import jax
 import optax
 from optax import contrib
 
+from gradpart_jax.accounting import WORD_BITS
+from gradpart_jax.agreeing import agreeing, scale_by_agreement
 from gradpart_jax.checks import check_integer, check_number
 from gradpart_jax.compressors import partition_compress
 from gradpart_jax.exchange import AxisName
 from gradpart_jax.local_steps import local, local_updates
+
+AGREEMENT = 0.05  # share of the bytes by which devices tell how much they agree
 
 Rate: TypeAlias = float | jax.Array | optax.Schedule
 
@@ -95,6 +101,7 @@ def adam(
     b2: float = 0.999,
     eps: float = 1e-8,
     nesterov: bool | None = None,
+    agreement: float | None = None,
     clip: float | None = 1.0,
     exchange: optax.GradientTransformation | None = None,
     replicate: bool = False,
@@ -111,6 +118,8 @@ def adam(
       b2: decay of the second moment.
       eps: added to the root of the second moment.
       nesterov: whether the first moment looks a step ahead (Dozat, 2016); None: yes, but not with `replicate`.
+      agreement: share of the payload bytes, below 1, by which devices tell one another how much they agree; 0 for none.
+        None: a twentieth, but none with `replicate`. Where there is another `exchange`, of what `ratio` leaves.
       clip: largest norm of a local gradient.
       exchange: in place of `partition_compress`.
       replicate: whether parameters are the same on every device at every step.
@@ -132,6 +141,7 @@ def adam(
         b2=b2,
         eps=eps,
         nesterov=nesterov,
+        agreement=agreement,
         weight_decay=0.0,
         clip=clip,
         exchange=exchange,
@@ -150,6 +160,7 @@ def adamw(
     b2: float = 0.999,
     eps: float = 1e-8,
     nesterov: bool | None = None,
+    agreement: float | None = None,
     weight_decay: float = 1e-4,
     mask: Any = None,
     clip: float | None = 1.0,
@@ -168,6 +179,8 @@ def adamw(
       b2: decay of the second moment.
       eps: added to the root of the second moment.
       nesterov: whether the first moment looks a step ahead (Dozat, 2016); None: yes, but not with `replicate`.
+      agreement: share of the payload bytes, below 1, by which devices tell one another how much they agree; 0 for none.
+        None: a twentieth, but none with `replicate`. Where there is another `exchange`, of what `ratio` leaves.
       weight_decay: times the learning rate, what of the parameters is taken off.
       mask: which leaves that takes; None for all.
       clip: largest norm of a local gradient.
@@ -188,10 +201,15 @@ def adamw(
     0
     """
     ahead = not replicate if nesterov is None else nesterov
-    moments = optax.scale_by_adam(b1=b1, b2=b2, eps=eps, nesterov=ahead)
+    check_number("agreement", agreement, at_least=0.0, below=1.0, optional=True, static=True)
+    if agreement and replicate:
+        raise ValueError(f"agreement={agreement:g} serves what each device does by itself: leave replicate=False")
+    told = AGREEMENT if agreement is None and not replicate else agreement or 0.0
+    moments = [optax.scale_by_adam(b1=b1, b2=b2, eps=eps, nesterov=ahead), *([scale_by_agreement()] if told else [])]
     after = [*_decay(weight_decay, mask), _rate(learning_rate)]
-    meeting = _exchange(axis_name, ratio, every, exchange, compression, scaled=not replicate)
-    return _assemble([moments], after, clip, meeting, every, replicate, axis_name)
+    meeting = _exchange(axis_name, ratio, every, exchange, compression, scaled=not replicate, share=1.0 - told)
+    whole = _assemble(moments, after, clip, meeting, every, replicate, axis_name)
+    return agreeing(whole, axis_name, bits_per_element=told * WORD_BITS / ratio) if told else whole
 
 
 def lion(
@@ -305,18 +323,20 @@ def _exchange(
     compression: dict[str, Any],
     *,
     scaled: bool = False,
+    share: float = 1.0,
 ) -> optax.GradientTransformation:
+    """Compress to a share of the bytes that a ratio leaves."""
     check_integer("every", every, 1, 2**31 - 1)
+    check_number("ratio", ratio, at_least=1.0, static=True)
     if exchange is not None:
         if compression:
             raise ValueError(f"{', '.join(compression)}: arguments of partition_compress, which exchange stands in for")
         return exchange
-    check_number("ratio", ratio, at_least=1.0, static=True)
     if ratio < every:
         raise ValueError(f"every={every} steps to a dense exchange save more than ratio={ratio:g}: raise the ratio")
     # Where the optimizer has brought all leaves to one scale, one threshold serves them all
     rule = {"entropy_rule": "energy"} if scaled else {}
-    return partition_compress(axis_name, ratio=ratio / every, **rule | compression)
+    return partition_compress(axis_name, ratio=ratio / share / every, **rule | compression)
 
 
 def _decay(weight_decay: float, mask: Any) -> list[optax.GradientTransformation]:

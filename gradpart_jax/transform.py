@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from gradpart_jax import accounting, feedback, meshes
+from gradpart_jax.agreement import Agreement
 from gradpart_jax.checks import check_number
 from gradpart_jax.exchange import AxisName, axis_size
 from gradpart_jax.scheme import Reduced, Report, Scheme, SchemeState, dense_report
@@ -177,12 +178,21 @@ def stats(opt_state: Any) -> Stats:
       opt_state: any pytree that holds the state of one `compress` (or `partition_compress`), however deep.
 
     Returns:
-      Its Stats.
+      Its Stats, with the bits of `gp.agreeing` among them.
 
     Raises:
       ValueError: there is none, or there are several (then pass the part of the state that is meant).
     """
-    return find_state(opt_state).stats
+    found = find_state(opt_state).stats
+    told = accounting.add(*[node.wire for node in states_of(opt_state, Agreement)])
+    payload, link = found.payload_bits + told.payload_bits, found.link_bits + told.link_bits
+    return found._replace(
+        payload_bits=payload,
+        link_bits=link,
+        # Of a step without an exchange a ratio is that of the last one
+        payload_ratio=jnp.where(found.payload_bits > 0, _ratio(found.dense_payload_bits, payload), found.payload_ratio),
+        link_ratio=jnp.where(found.link_bits > 0, _ratio(found.dense_link_bits, link), found.link_ratio),
+    )
 
 
 def state_axes(opt_state: Any) -> Any:

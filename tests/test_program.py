@@ -81,11 +81,11 @@ def test_help_explains_every_option_with_its_default(capsys) -> None:
         (["--data", "no_such_data"], "is unknown to tfds: digits, stdlib are embedded"),
         (["--data", "mnist"], "not prepared as array_record: run"),
         (["--method", "best"], "--method best is unknown: choose among partition, dense"),
-        (["--method", "partition:rung=2"], "'rung=2' is no option of partition: it has entropy_rule=..."),
+        (["--method", "partition:rung=2"], "'rung=2' is no option of partition: it has agreement=..., entropy_rule=..."),
         (["--method", "partition:rungs=99"], "--method partition:rungs=99: rungs=99 is out of range: give 1 to 8"),
         (
             ["--method", "dense:rungs=2"],
-            "is no option of dense: it has learning_rate=..., local_steps=..., nesterov=..., recipe=...",
+            "is no option of dense: it has agreement=..., learning_rate=..., local_steps=..., nesterov=..., recipe=...",
         ),
         (["--local-steps", "0"], "--local-steps 0 is out of range"),
         (["--method", "partition:recipe=best"], "recipe=best is unknown: choose local, after or before"),
@@ -309,9 +309,13 @@ def test_labels_have_settings_of_their_own_and_dense_training_is_plain() -> None
     own = methods.tuned(made, label)
     assert (own.exchange.local_steps, own.training.learning_rate, own.exchange.recipe) == (2, 0.5, "local")
     assert own.exchange.entropy_rule == "energy"
-    assert methods.tuned(made, methods.parse("partition:recipe=before")).exchange.entropy_rule == "entropy"
+    assert own.exchange.agreement == 0.05
+    before = methods.tuned(made, methods.parse("partition:recipe=before")).exchange
+    assert (before.entropy_rule, before.agreement) == ("entropy", 0.0)
+    with pytest.raises(UsageError, match="serves adam and adamw on each device"):
+        methods.tuned(config.make(optimizer="sgd", agreement=0.1), label)
     dense = methods.tuned(made, methods.parse("dense"))
-    assert (dense.exchange.local_steps, dense.exchange.recipe) == (1, "before")
+    assert (dense.exchange.local_steps, dense.exchange.recipe, dense.exchange.agreement) == (1, "before", 0.0)
     assert methods.tuned(made, methods.parse("dense:local_steps=8")).exchange.local_steps == 8
     with pytest.raises(UsageError, match="--local-steps 2 saves more than the payload ratio"):
         methods.build(label, own.exchange, None, 1.5, 1)

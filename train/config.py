@@ -99,6 +99,9 @@ class Exchange:
     entropy_rule: str | None = None
     """How the budget is shared among layers: fixed, entropy, perplexity or energy; None takes energy where a local
     adam(w) has brought all layers to one scale, else entropy."""
+    agreement: float | None = None
+    """Share of the bytes by which devices tell one another how much their gradients agree, which adam(w) on each device
+    makes use of; 0 for none. None takes a twentieth there, and none elsewhere."""
     family: str = "pareto"
     """Family of forecast distributions: laplace, normal, generalised_normal, gamma, pareto or mixture."""
     dense_reference: bool = True

@@ -16,6 +16,7 @@ import optax
 
 import gradpart_jax as gp
 from gradpart_jax import baselines
+from gradpart_jax.recipes import AGREEMENT
 from gradpart_jax.sizes import settled
 from train.config import Exchange, Settings, change
 from train.errors import UsageError
@@ -56,7 +57,7 @@ METHODS: dict[str, Method] = {
     "int8": Method(rival(baselines.int8), budgeted=False),
 }
 # Settings of a training that a label may have of its own
-TUNED = ("learning_rate", "local_steps", "recipe", "nesterov")
+TUNED = ("learning_rate", "local_steps", "recipe", "nesterov", "agreement")
 PLAIN = ("dense", "bfloat16")  # uncompressed training, which nothing need be done for
 RECIPE_NAMES = ("local", "after", "before")
 NOT_OPTIONS = {"axis_name", "inner_axis", "model_axis", "ratio", "bits_per_element", "static_args", "devices"}
@@ -218,18 +219,31 @@ def tuned(config: Settings, label: Label) -> Settings:
       label: of the method.
 
     Returns:
-      The configuration with the method's own learning rate, local steps, recipe, Nesterov's momentum and entropy rule.
-      Uncompressed training meets at each step, before the optimizer, where its label does not say otherwise.
+      The configuration with the method's own learning rate, local steps, recipe, Nesterov's momentum, agreement and
+      entropy rule. Uncompressed training meets at each step, before the optimizer, where its label does not say
+      otherwise.
+
+    Raises:
+      UsageError: there is agreement where nothing makes use of it.
     """
-    values: dict[str, Any] = {"local_steps": 1, "recipe": "before"} if label.kind in PLAIN else {}
-    if label.options.get("recipe", "local") != "local":
-        values["local_steps"] = 1
+    values: dict[str, Any] = {}
+    if label.kind in PLAIN:
+        values = {"local_steps": 1, "recipe": "before", "agreement": 0.0}
+    elif label.options.get("recipe", "local") != "local":
+        values = {"local_steps": 1, "agreement": 0.0}
     own = change(config, **values | {key: value for key, value in label.options.items() if key in TUNED})
     scaled = own.exchange.recipe == "local" and own.training.optimizer != "sgd"
     if own.exchange.entropy_rule is None:
         own = change(own, entropy_rule="energy" if scaled else "entropy")
     if own.training.nesterov is None:
         own = change(own, nesterov=scaled)
+    if own.exchange.agreement is None:
+        own = change(own, agreement=AGREEMENT if scaled else 0.0)
+    if own.exchange.agreement and not scaled:
+        raise UsageError(
+            f"--agreement {own.exchange.agreement:g} serves adam and adamw on each device, and {label.text} has "
+            f"--optimizer {own.training.optimizer} --recipe {own.exchange.recipe}: use 0"
+        )
     return own
 
 
@@ -253,12 +267,13 @@ def build(
     """
     settings = settings_of(label, exchange)
     known, every = _parameters(label.kind), exchange.local_steps
+    kept = 1.0 - (exchange.agreement or 0.0)
     if "ratio" in known and ratio < every:
         raise UsageError(
             f"--local-steps {every} saves more than the payload ratio of {ratio:g} asked of "
             f"{label.text}: ask for a higher ratio or budget, or take fewer local steps"
         )
-    given = {"ratio": ratio / every, "devices": devices}
+    given = {"ratio": ratio / kept / every, "devices": devices}
     settings |= {name: value for name, value in given.items() if name in known}
     try:
         return label.method.make(axis_name, **settings)
@@ -272,6 +287,8 @@ def _check_tuned(key: str, value: Any, where: str) -> None:
         raise UsageError(
             f"{where}: recipe={value} is unknown: choose {', '.join(RECIPE_NAMES[:-1])} or {RECIPE_NAMES[-1]}"
         )
+    if key == "agreement" and not (isinstance(value, int | float) and 0 <= value < 1):
+        raise UsageError(f"{where}: agreement={value} is out of range: give 0, for none, or a share below 1")
     if key == "nesterov" and not isinstance(value, bool):
         raise UsageError(f"{where}: nesterov={value} is unknown: choose true or false")
     if key == "local_steps" and not (type(value) is int and value >= 1):

@@ -8,6 +8,7 @@ import jax
 import optax
 
 import gradpart_jax as gp
+from gradpart_jax.accounting import WORD_BITS
 from train import methods, placing
 from train.config import Config
 
@@ -61,13 +62,16 @@ def parts(config: Config, label: methods.Label) -> tuple[optax.GradientTransform
     return optax.chain(*decay, *direction), optax.chain(*step)
 
 
-def build(config: Config, label: methods.Label, exchange: optax.GradientTransformation) -> optax.GradientTransformation:
+def build(
+    config: Config, label: methods.Label, exchange: optax.GradientTransformation, ratio: float
+) -> optax.GradientTransformation:
     """Put clip, exchange and optimizer in order.
 
     Args:
       config: settled, and tuned for the method.
       label: of the method.
       exchange: of `methods.build`.
+      ratio: payload ratio asked for, over all steps.
 
     Returns:
       The transformation.
@@ -76,8 +80,11 @@ def build(config: Config, label: methods.Label, exchange: optax.GradientTransfor
     direction, step = parts(config, label)
     every = config.exchange.local_steps
     if every > 1 or config.exchange.recipe == "local":
-        whole = optax.chain(clip, direction, step)
-        return gp.local_updates(whole, every=every, exchange=exchange, axis_name=placing.AXIS)
+        told = config.exchange.agreement
+        agree = [gp.scale_by_agreement()] if told else []
+        whole = optax.chain(clip, direction, *agree, step)
+        meeting = gp.local_updates(whole, every=every, exchange=exchange, axis_name=placing.AXIS)
+        return gp.agreeing(meeting, placing.AXIS, bits_per_element=WORD_BITS * told / ratio) if told else meeting
     if config.exchange.recipe == "after":
         return optax.chain(gp.local(optax.chain(clip, direction)), exchange, step)
     return optax.chain(clip, exchange, direction, step)

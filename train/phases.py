@@ -63,7 +63,7 @@ def measure(config: Config, program: Program, state: step.State, batch: dict[str
         way += f" Of an exchange, which there is each {every} steps, a step's share is shown."
 
     shared = jax.tree.map(np.asarray, one(gp.agreed(state.params, state.opt_state)))
-    rest = optimizer.build(config, program.label, optax.identity())
+    rest = optimizer.build(config, program.label, optax.identity(), program.ratio)
     params, inner = place(shared, None, mesh), place(rest.init(shared), None, mesh)
 
     def apply(gradient: Any, params: Any, inner: Any) -> tuple[Any, Any]:

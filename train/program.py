@@ -47,7 +47,8 @@ def prepare(config: Config, dataset: data.Dataset, label: methods.Label, ratio: 
         raise UsageError(f"--devices {config.devices} is more than the {len(jax.devices())} that JAX finds: use fewer")
     config = methods.tuned(config, label)
     net = network.build(config, dataset)
-    tx = optimizer.build(config, label, methods.build(label, config.exchange, placing.AXIS, ratio, config.devices))
+    exchange = methods.build(label, config.exchange, placing.AXIS, ratio, config.devices)
+    tx = optimizer.build(config, label, exchange, ratio)
     axes = step.axes_of(jax.eval_shape(lambda: step.start(net, tx, 0)))
     mesh = placing.mesh_of(config.devices)
     return Program(
