@@ -81,7 +81,10 @@ def test_help_explains_every_option_with_its_default(capsys) -> None:
         (["--data", "no_such_data"], "is unknown to tfds: digits, stdlib are embedded"),
         (["--data", "mnist"], "not prepared as array_record: run"),
         (["--method", "best"], "--method best is unknown: choose among partition, dense"),
-        (["--method", "partition:rung=2"], "'rung=2' is no option of partition: it has agreement=..., entropy_rule=..."),
+        (
+            ["--method", "partition:rung=2"],
+            "'rung=2' is no option of partition: it has agreement=..., entropy_rule=...",
+        ),
         (["--method", "partition:rungs=99"], "--method partition:rungs=99: rungs=99 is out of range: give 1 to 8"),
         (
             ["--method", "dense:rungs=2"],
