@@ -124,6 +124,13 @@ def test_one_device_alone_measures_nothing() -> None:
     np.testing.assert_array_equal(agreement.noise_ratio(state, None), 1.0)
 
 
+def test_blocks_of_shards_lie_with_their_shards() -> None:
+    state = gp.agreeing(gp.dense_mean("hosts"), "hosts").init(LIKE)
+    specs = gp.state_specs(state, "hosts", model_axis="shards")
+    assert specs.agreement.products == PartitionSpec(("shards",))
+    assert specs.agreement.step == specs.agreement.wire.link_bits == PartitionSpec()
+
+
 @given(st.lists(st.lists(st.integers(0, 13), max_size=3), min_size=1, max_size=4))
 @settings(max_examples=20)
 def test_each_block_is_scaled_by_its_own_factor(shapes: list[list[int]]) -> None:
