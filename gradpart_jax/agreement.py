@@ -92,7 +92,7 @@ def measure(gradients: Any, agreement: Agreement, axis_name: AxisName, bits_per_
     def ask() -> tuple[jax.Array, jax.Array, Wire]:
         signs = jax.random.rademacher(jax.random.fold_in(jax.random.key(0), agreement.step), (BLOCK,), jnp.float32)
         sums = jnp.concatenate([_block_sums(leaf, signs) for leaf in jax.tree.leaves(gradients)])
-        # Where no device has a gradient, all tell the same: they agree, and steps stay as they are. One word more counts
+        # Where no device has a gradient all tell the same: they agree, and steps stay as they are. One more word counts
         # the devices that cannot tell.
         broken = jnp.any(~jnp.isfinite(sums)).astype(jnp.uint32)[None]
         told = total(jnp.concatenate([pack_apart((sums > 0).astype(jnp.uint32), width), broken]), axis_name)
