@@ -22,8 +22,8 @@ from gradpart_jax.replicas import apply_updates as apply_updates
 from gradpart_jax.replicas import params_axis as params_axis
 from gradpart_jax.scheme import Scheme as Scheme
 from gradpart_jax.segments import segment_names as segment_names
-from gradpart_jax.transform import CompressState as CompressState
-from gradpart_jax.transform import Stats as Stats
+from gradpart_jax.states import CompressState as CompressState
+from gradpart_jax.states import Stats as Stats
+from gradpart_jax.states import state_axes as state_axes
+from gradpart_jax.states import stats as stats
 from gradpart_jax.transform import compress as compress
-from gradpart_jax.transform import state_axes as state_axes
-from gradpart_jax.transform import stats as stats

@@ -79,7 +79,7 @@ def dealt(bits: int, devices: int) -> Wire:
 
 def add(*wires: Wire) -> Wire:
     """Add up collectives of the same step."""
-    return jax.tree.map(lambda *bits: sum(bits), nothing(), *wires)
+    return jax.tree.map(lambda *bits: sum(bits, start=jnp.float32(0.0)), *wires)
 
 
 def dense(layout: Layout, devices: int) -> Wire:

@@ -11,7 +11,7 @@ from gradpart_jax import agreement
 from gradpart_jax.agreement import Agreement
 from gradpart_jax.checks import check_number
 from gradpart_jax.exchange import AxisName
-from gradpart_jax.transform import fill, state_axes
+from gradpart_jax.states import add_bits, fill, state_axes
 
 BITS_PER_ELEMENT = 0.016  # a twentieth of what 100 times leaves
 
@@ -61,10 +61,10 @@ def agreeing(
         return AgreeingState(tx.init(params), agreement.start(params))
 
     def update(updates: Any, state: AgreeingState, params: Any = None, **extra_args: Any) -> tuple[Any, AgreeingState]:
-        known = agreement.measure(updates, state.agreement, axis_name, bits_per_element)
+        known, wire = agreement.measure(updates, state.agreement, axis_name, bits_per_element)
         ratio = agreement.noise_ratio(known, axis_name)
         stepped, inner = tx.update(updates, state.inner, params, noise_ratio=ratio, **extra_args)
-        return stepped, AgreeingState(inner, known)
+        return stepped, AgreeingState(add_bits(inner, wire), known)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

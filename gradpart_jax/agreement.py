@@ -14,6 +14,7 @@ spectrum of clipped noise", 1966). Counts of positive signs are added up on the 
 from __future__ import annotations
 
 import math
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import jax
@@ -21,9 +22,9 @@ import jax.numpy as jnp
 
 from gradpart_jax import accounting
 from gradpart_jax.accounting import WORD_BITS, Wire
-from gradpart_jax.bits import pack_apart, unpack_apart, words_apart
-from gradpart_jax.exchange import AxisName, axis_size, total
+from gradpart_jax.exchange import AxisName, axis_size
 from gradpart_jax.replicated import replicated
+from gradpart_jax.sums import add_codes, words_added
 
 BLOCK = 128  # neighbouring entries of a leaf that are taken to agree alike
 MEMORY = 200  # steps that a mean reaches back over
@@ -36,7 +37,6 @@ class Agreement(NamedTuple):
     products: jax.Array  # float32[B]: mean product of two devices' signs
     measured: jax.Array  # float32[]: measurements so far; the first is taken to have found all agreed
     step: jax.Array  # int32[]
-    wire: Wire  # of the last step
 
 
 def start(tree: Any) -> Agreement:
@@ -49,7 +49,7 @@ def start(tree: Any) -> Agreement:
       Agreement.
     """
     count = sum(map(_blocks, jax.tree.leaves(tree)))
-    return Agreement(jnp.ones(count, jnp.float32), jnp.float32(1.0), jnp.int32(0), accounting.nothing())
+    return Agreement(jnp.ones(count, jnp.float32), jnp.float32(1.0), jnp.int32(0))
 
 
 def period(blocks: int, elements: int, bits_per_element: float, devices: int) -> int:
@@ -67,10 +67,13 @@ def period(blocks: int, elements: int, bits_per_element: float, devices: int) ->
     >>> period(512, 65536, 0.016, devices=4)
     2
     """
-    return max(1, math.ceil(WORD_BITS * _words(blocks, devices) / (bits_per_element * max(elements, 1))))
+    bits = WORD_BITS * words_added(blocks, devices.bit_length())
+    return max(1, math.ceil(bits / (bits_per_element * max(elements, 1))))
 
 
-def measure(gradients: Any, agreement: Agreement, axis_name: AxisName, bits_per_element: float) -> Agreement:
+def measure(
+    gradients: Any, agreement: Agreement, axis_name: AxisName, bits_per_element: float
+) -> tuple[Agreement, Wire]:
     """Measure, if it is time.
 
     Args:
@@ -80,33 +83,30 @@ def measure(gradients: Any, agreement: Agreement, axis_name: AxisName, bits_per_
       bits_per_element: budget of payload bits.
 
     Returns:
-      The same on every device, bit for bit.
+      Agreement, the same on every device, bit for bit; and what was sent.
     """
     devices, blocks = axis_size(axis_name), agreement.products.size
     if devices == 1 or not blocks:
-        return agreement
-    width = devices.bit_length()
+        return agreement, accounting.nothing()
     elements = sum(leaf.size for leaf in jax.tree.leaves(gradients))
     every = period(blocks, elements, bits_per_element, devices)
 
     def ask() -> tuple[jax.Array, jax.Array, Wire]:
         signs = jax.random.rademacher(jax.random.fold_in(jax.random.key(0), agreement.step), (BLOCK,), jnp.float32)
         sums = jnp.concatenate([_block_sums(leaf, signs) for leaf in jax.tree.leaves(gradients)])
-        # Where no device has a gradient all tell the same: they agree, and steps stay as they are. One more word counts
-        # the devices that cannot tell.
-        broken = jnp.any(~jnp.isfinite(sums)).astype(jnp.uint32)[None]
-        told = total(jnp.concatenate([pack_apart((sums > 0).astype(jnp.uint32), width), broken]), axis_name)
-        positive = unpack_apart(told[:-1], blocks, width).astype(jnp.int32)
+        # Where no device has a gradient all tell the same: they agree, and steps stay as they are
+        signed, finite = (sums > 0).astype(jnp.uint32), jnp.all(jnp.isfinite(sums))
+        counts, everywhere, wire = add_codes(signed, devices.bit_length(), finite, axis_name)
         share = min(every / MEMORY, 1 / FEWEST)
-        fresh = replicated(_follow)(agreement.products, agreement.measured, positive, devices=devices, share=share)
-        products, measured = (jnp.where(told[-1] == 0, new, old) for new, old in zip(fresh, agreement[:2], strict=True))
-        return products, measured, accounting.reduced(WORD_BITS * told.size, devices)
+        fresh = replicated(_follow)(agreement.products, agreement.measured, counts, devices=devices, share=share)
+        products, measured = (jnp.where(everywhere, new, old) for new, old in zip(fresh, agreement[:2], strict=True))
+        return products, measured, wire
 
     def wait() -> tuple[jax.Array, jax.Array, Wire]:
         return agreement.products, agreement.measured, accounting.nothing()
 
     products, measured, wire = jax.lax.cond(agreement.step % every == 0, ask, wait)
-    return Agreement(products, measured, agreement.step + 1, wire)
+    return Agreement(products, measured, agreement.step + 1), wire
 
 
 def noise_ratio(agreement: Agreement, axis_name: AxisName) -> jax.Array:
@@ -140,26 +140,26 @@ def scale_blocks(tree: Any, factors: jax.Array) -> Any:
     {'bias': Array([2., 2.], dtype=float32), 'kernel': Array([[3., 3.]], dtype=float32)}
     """
     leaves, structure = jax.tree.flatten(tree)
-    ends = [sum(map(_blocks, leaves[: number + 1])) for number in range(len(leaves))]
-    if factors.size != (ends[-1] if ends else 0):
+    bounds = list(accumulate(map(_blocks, leaves), initial=0))
+    if factors.size != bounds[-1]:
         raise ValueError(
-            f"{factors.size} blocks were measured, and updates have {ends[-1] if ends else 0}: "
+            f"{factors.size} blocks were measured, and updates have {bounds[-1]}: "
             "measure the gradient of the same leaves as are scaled"
         )
 
-    def scaled(leaf: jax.Array, end: int) -> jax.Array:
-        own = factors[end - _blocks(leaf) : end]
+    def scaled(leaf: jax.Array, begin: int, end: int) -> jax.Array:
+        own = factors[begin:end]
         each = jnp.broadcast_to(own[:, None], (own.size, BLOCK)).reshape(-1)[: leaf.size].reshape(leaf.shape)
         return (leaf * each).astype(leaf.dtype)
 
-    return jax.tree.unflatten(structure, map(scaled, leaves, ends))
+    return jax.tree.unflatten(structure, map(scaled, leaves, bounds, bounds[1:]))
 
 
 def _follow(
     products: jax.Array, measured: jax.Array, positive: jax.Array, *, devices: int, share: float
 ) -> tuple[jax.Array, jax.Array]:
     """Let means of products take in a measurement: at first all weigh alike, later the newest weighs its share."""
-    surplus = (2 * positive - devices).astype(jnp.float32)
+    surplus = 2.0 * positive.astype(jnp.float32) - devices
     product = (surplus * surplus - devices) / (devices * (devices - 1))
     weight = jnp.maximum(share, 1.0 / (measured + 1.0))
     return products + weight * (product - products), measured + 1.0
@@ -168,10 +168,6 @@ def _follow(
 def _ratio(products: jax.Array, *, devices: int) -> jax.Array:
     correlation = jnp.sin(jnp.pi / 2 * jnp.clip(products, 0.0, 1.0))
     return correlation + (1.0 - correlation) / devices
-
-
-def _words(blocks: int, devices: int) -> int:
-    return words_apart(blocks, devices.bit_length()) + 1
 
 
 def _blocks(leaf: jax.Array) -> int:

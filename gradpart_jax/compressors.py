@@ -16,7 +16,8 @@ from gradpart_jax.exchange import AxisName
 from gradpart_jax.gradpart import gradpart
 from gradpart_jax.outlook import GradpartState
 from gradpart_jax.sizes import EXCHANGES
-from gradpart_jax.transform import compress, find_state
+from gradpart_jax.states import find_state
+from gradpart_jax.transform import compress
 
 # The arguments that size buffers or choose code, for `optax.inject_hyperparams(..., static_args=gp.STATIC_ARGS)`
 STATIC_ARGS = (

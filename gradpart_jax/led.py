@@ -12,10 +12,9 @@ import jax.numpy as jnp
 
 from gradpart_jax import accounting
 from gradpart_jax.accounting import WORD_BITS
-from gradpart_jax.bits import pack_apart, unpack_apart
 from gradpart_jax.buffers import Buffer, gather, overwritten, scatter_add
 from gradpart_jax.codecs import index_codec
-from gradpart_jax.exchange import AxisName, axis_size, from_leader, total
+from gradpart_jax.exchange import AxisName, axis_size, from_leader
 from gradpart_jax.feedback import Sent
 from gradpart_jax.outlook import Outcome, Outlook
 from gradpart_jax.payload import HEADER_WORDS, Header
@@ -24,6 +23,7 @@ from gradpart_jax.segments import Layout, count_by_segment, segment_of
 from gradpart_jax.selection import choose, report_of
 from gradpart_jax.sizes import LED_BITS, Plan, field_bits
 from gradpart_jax.stored import stored
+from gradpart_jax.sums import add_codes
 
 MOST = 2 ** (LED_BITS - 1) - 1  # quanta in either direction
 QUANTA = 2.0  # in the leader's threshold
@@ -66,13 +66,8 @@ def step(
     steps = jnp.clip(jnp.round(jnp.nan_to_num(gather(vector, indices)) / quantum), -MOST, MOST).astype(jnp.int32)
     steps = stored(jnp.where(indices < layout.total, steps, 0))
     width = field_bits(devices)
-    fields = pack_apart((steps + MOST).astype(jnp.uint32), width)
-    # Fields overflow neither into one another nor out of words, so that these can be added up; one more counts the
-    # non-finite.
-    broken = (~finite).astype(jnp.uint32)[None]
-    sums = total(jnp.concatenate([fields, broken]), axis_name)
-    everywhere = sums[-1] == 0
-    mean = unpack_apart(sums[:-1], plan.entries, width).astype(jnp.int32) - MOST * devices
+    sums, everywhere, added = add_codes((steps + MOST).astype(jnp.uint32), width, finite, axis_name)
+    mean = sums.astype(jnp.int32) - MOST * devices
 
     own = Buffer(indices, steps * quantum, used)
     memory = settle(Sent(jnp.bool_(False), (own,)), everywhere)
@@ -80,5 +75,5 @@ def step(
     result = scatter_add(overwritten(vector, memory.residual), indices, values)
     counts = count_by_segment(indices, layout).astype(jnp.float32)
     report, outcome = report_of(jax.tree.map(lambda x: x[None], header), outlook, counts, plan.entries)
-    wires = [accounting.reduced(WORD_BITS * part.shape[0], devices) for part in (heard, sums)]
-    return Reduced(result, memory, everywhere, accounting.add(*wires), report), outcome
+    wire = accounting.add(accounting.reduced(WORD_BITS * heard.size, devices), added)
+    return Reduced(result, memory, everywhere, wire, report), outcome

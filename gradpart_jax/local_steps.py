@@ -13,7 +13,7 @@ from gradpart_jax.exchange import AxisName, axis_size, position
 from gradpart_jax.outlook import GradpartState
 from gradpart_jax.segments import Layout, layout_of, unravel
 from gradpart_jax.shares import scatter_share
-from gradpart_jax.transform import CompressState, fill, find_state, state_axes, states_of
+from gradpart_jax.states import CompressState, fill, find_state, is_compressed, state_axes, states_of
 from gradpart_jax.varying import alike
 
 SENT = ("payload_bits", "link_bits", "inner_bits")  # of `Stats`: what an exchange costs
@@ -261,7 +261,7 @@ def _restated(exchanged: Any, steps: int) -> Any:
     """Let an exchange's statistics be those of so many steps of dense training; of 0, where nothing was sent."""
 
     def restate(node: Any) -> Any:
-        if not _is_compressed(node):
+        if not is_compressed(node):
             return node
         stats = node.stats
         factors: dict[str, Any] = dict.fromkeys(DENSE, steps) if steps else dict.fromkeys(DENSE + SENT, 0)
@@ -272,11 +272,7 @@ def _restated(exchanged: Any, steps: int) -> Any:
         changed = {k: getattr(stats, k) * jnp.float32(by) for k, by in factors.items() if hasattr(stats, k)}
         return node._replace(stats=stats._replace(**changed))
 
-    return jax.tree.map(restate, exchanged, is_leaf=_is_compressed)
-
-
-def _is_compressed(node: Any) -> bool:
-    return isinstance(node, CompressState)
+    return jax.tree.map(restate, exchanged, is_leaf=is_compressed)
 
 
 def _wide(tree: Any) -> Any:

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec
 
 from gradpart_jax.agreement import Agreement
 from gradpart_jax.exchange import AxisName, names
-from gradpart_jax.transform import CompressState, state_axes
+from gradpart_jax.states import CompressState, state_axes
 
 
 def state_specs(

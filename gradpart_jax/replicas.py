@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from gradpart_jax.local_steps import LocalUpdatesState
-from gradpart_jax.transform import states_of
+from gradpart_jax.states import states_of
 
 
 def apply_updates(params: Any, updates: Any, opt_state: Any) -> Any:

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 from gradpart_jax import summaries
 from gradpart_jax.accounting import WORD_BITS
-from gradpart_jax.bits import words_apart
 from gradpart_jax.codecs import WIDEST_VALUE, index_codec
 from gradpart_jax.payload import HEADER_WORDS, PayloadFormat, fit_format, most_within
 from gradpart_jax.segments import Layout
 from gradpart_jax.shares import share_size
+from gradpart_jax.sums import words_added
 
 STATISTICS_SHARE = 0.03  # of the budget, at most, goes to histograms
 KEY_SHARE = 0.25  # of the entries sent, those coded precisely, unless the budget allows of all
@@ -181,8 +181,8 @@ def led_bits(size: int, entries: int, devices: int) -> int:
     Returns:
       Bits: of a header and positions, and of values and a count of non-finite gradients.
     """
-    values = words_apart(entries, field_bits(devices))
-    return WORD_BITS * (HEADER_WORDS + index_codec(size, entries).words + values + 1)
+    values = words_added(entries, field_bits(devices))
+    return WORD_BITS * (HEADER_WORDS + index_codec(size, entries).words + values)
 
 
 def _led(layout: Layout, budget: float, devices: int | None) -> tuple[tuple[PayloadFormat, ...], int]:

@@ -50,7 +50,7 @@ def known(steps: int = 300) -> agreement.Agreement:
     """After so many steps, on each device."""
     run = jax.vmap(one(32.0), axis_name=AXIS)
     keys = jax.random.split(jax.random.key(1), steps)
-    advance = lambda state, key: (run(gradients(key), state), None)  # noqa: E731
+    advance = lambda state, key: (run(gradients(key), state)[0], None)  # noqa: E731
     return jax.jit(lambda state: jax.lax.scan(advance, state, keys)[0])(everywhere(agreement.start(LIKE)))
 
 
@@ -72,10 +72,11 @@ def test_the_ratio_is_that_of_mean_to_own_second_moments() -> None:
 def test_bytes_are_counted_and_stay_within_the_budget() -> None:
     budget, elements = 0.03, sum(x.size for x in LIKE.values())
     run, g = jax.jit(jax.vmap(one(budget), axis_name=AXIS)), gradients(jax.random.key(0))
-    seen = [everywhere(agreement.start(LIKE))]
+    state, seen = everywhere(agreement.start(LIKE)), []
     for _ in range(60):
-        seen.append(run(g, seen[-1]))
-    bits, link = np.array([[float(x[0]) for x in state.wire] for state in seen[1:]]).T
+        state, wire = run(g, state)
+        seen.append([float(x[0]) for x in wire])
+    bits, link = np.array(seen).T
     words = -(-(8 + 8 + 9 + 1) // 10)  # counts of up to 4 devices take 3 bits, and 10 of them a word
     assert set(bits) == {0.0, 32.0 * (words + 1)}
     assert bits.mean() <= budget * elements * 1.05
@@ -94,10 +95,10 @@ def test_nothing_is_learnt_from_numbers_that_are_not_finite() -> None:
     before = known()
     bad = gradients(jax.random.key(3))
     bad["half"] = bad["half"].at[2, 300].set(jnp.inf)
-    after = jax.jit(jax.vmap(one(32.0), axis_name=AXIS))(bad, before)
+    after, wire = jax.jit(jax.vmap(one(32.0), axis_name=AXIS))(bad, before)
     np.testing.assert_array_equal(after.products, before.products)
     np.testing.assert_array_equal(after.measured, before.measured)
-    assert float(after.wire.payload_bits[0]) > 0
+    assert float(wire.payload_bits[0]) > 0
 
 
 @pytest.mark.parametrize("check", [False, True])
@@ -112,15 +113,16 @@ def test_pmap_vmap_and_shard_map_give_the_same_bits(check: bool) -> None:
     v, p, s = everywhere(agreement.start(LIKE)), agreement.start(LIKE), agreement.start(LIKE)
     for step in range(5):
         g = gradients(jax.random.key(step))
-        v, p, s = by_vmap(g, v), by_pmap(g, p), by_shard(g, s)
-        for found in (p, s):
-            jax.tree.map(lambda x, y: np.testing.assert_array_equal(everywhere(x), y), found, v)
+        (v, wire), *others = by_vmap(g, v), by_pmap(g, p), by_shard(g, s)
+        for found in others:
+            jax.tree.map(lambda x, y: np.testing.assert_array_equal(everywhere(x), y), found, (v, wire))
+        (p, _), (s, _) = others
     assert len(np.unique(v.products)) > 3
 
 
 def test_one_device_alone_measures_nothing() -> None:
-    state = agreement.measure(LIKE, agreement.start(LIKE), None, 1.0)
-    assert float(state.wire.payload_bits) == 0
+    state, wire = agreement.measure(LIKE, agreement.start(LIKE), None, 1.0)
+    assert float(wire.payload_bits) == 0
     np.testing.assert_array_equal(agreement.noise_ratio(state, None), 1.0)
 
 
@@ -128,7 +130,7 @@ def test_blocks_of_shards_lie_with_their_shards() -> None:
     state = gp.agreeing(gp.dense_mean("hosts"), "hosts").init(LIKE)
     specs = gp.state_specs(state, "hosts", model_axis="shards")
     assert specs.agreement.products == PartitionSpec(("shards",))
-    assert specs.agreement.step == specs.agreement.wire.link_bits == PartitionSpec()
+    assert specs.agreement.step == specs.agreement.measured == PartitionSpec()
 
 
 @given(st.lists(st.lists(st.integers(0, 13), max_size=3), min_size=1, max_size=4))

@@ -211,7 +211,8 @@ def test_local_steps_resume_between_two_exchanges_to_the_same_bits_and_on_other_
     spent = np.diff([0.0] + [line["payload_bytes"] for line in lines])
     # Between exchanges devices tell one another how much they agree
     assert (np.flatnonzero(spent > spent.max() / 2) + 1).tolist() == [3, 6, 9, 12]
-    assert np.any(spent[[0, 1, 3, 4]] > 0)
+    told = np.delete(spent, [2, 5, 8, 11])
+    assert len(set(told[told > 0])) == 1
     assert summary["payload_ratio"] == pytest.approx(100, rel=0.05)
     assert json.loads((folder / "phases.json").read_text())["optimizer"] > 0
     for name, devices in (("again", 4), ("fewer", 2)):

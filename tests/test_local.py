@@ -12,7 +12,7 @@ from jax.sharding import AxisType, PartitionSpec
 import gradpart_jax as gp
 from gradpart_jax.segments import layout_of
 from gradpart_jax.shares import share_of, share_size
-from gradpart_jax.transform import find_state
+from gradpart_jax.states import find_state
 
 pytestmark = pytest.mark.xdist_group("local")
 

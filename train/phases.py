@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 import gradpart_jax as gp
-from gradpart_jax.transform import find_state
+from gradpart_jax.states import find_state
 from train import hosts, methods, optimizer, step
 from train.config import Config
 from train.placing import AXIS, one, over_devices, place, rows

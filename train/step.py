@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 import gradpart_jax as gp
 from gradpart_jax.local_steps import LocalUpdatesState
-from gradpart_jax.transform import states_of
+from gradpart_jax.states import states_of
 from train.network import Network, score
 from train.placing import AXIS, over_devices
 

@@ -16,7 +16,7 @@ import gradpart_jax as gp
 from gradpart_jax import predictor, summaries
 from gradpart_jax.gradpart import gradpart
 from gradpart_jax.segments import Layout, layout_of, ravel, sample_positions
-from gradpart_jax.transform import CompressState
+from gradpart_jax.states import CompressState
 from train import data, models, step
 
 # Three models to train the predictor on, and one of another kind, on other terms, that it never sees.

@@ -25,7 +25,7 @@ from gradpart_jax.feedback import Sent, subtract
 from gradpart_jax.payload import Bases
 from gradpart_jax.regions import entropy_rule
 from gradpart_jax.segments import layout_of
-from gradpart_jax.transform import CompressState
+from gradpart_jax.states import CompressState
 from train import figures, traces
 from train.bench import trees
 from train.errors import UsageError
