@@ -142,7 +142,8 @@ def parse(text: str, option: str = "--method") -> Label:
     kind, _, rest = text.strip().partition(":")
     if kind not in METHODS:
         raise UsageError(f"{option} {kind or repr(text)} is unknown: choose among {', '.join(METHODS)}")
-    known = sorted((set(_parameters(kind)) - NOT_OPTIONS).union(TUNED))
+    own = set(_parameters(kind)) - NOT_OPTIONS
+    known = [*sorted(own), *sorted(set(TUNED) - own)]
     options: dict[str, Any] = {}
     for pair in rest.split(",") if rest else []:
         key, equals, value = pair.partition("=")
