@@ -17,16 +17,21 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 from gradpart_jax.stored import stored
 
 MANTISSA = 22  # bits kept of 23: the least that no compiler takes for nothing
+# What moves, compares or chooses among numbers is exact, and what loops and branches give is rounded within.
+SHAPES = ("broadcast_in_dim", "concatenate", "copy", "pad", "reshape", "rev", "split", "squeeze", "stack", "transpose")
+LOOKUPS = ("dynamic_slice", "dynamic_update_slice", "gather", "slice", "sort")
+CHOICES = ("abs", "clamp", "convert_element_type", "max", "min", "neg", "reduce_max", "reduce_min", "select_n", "sign")
+EXACT = frozenset((*SHAPES, *LOOKUPS, *CHOICES, "cond", "scan", "while"))
 INLINED = ("jit", "pjit", "custom_jvp_call", "custom_vjp_call", "remat", "checkpoint")
 
 
 def replicated(function: Callable[..., Any]) -> Callable[..., Any]:
     """Make a function that gives the same bits in whatever program it stands.
 
-    Every float32 operation's result is rounded by one bit, in loops and branches too. A rounding cannot be contracted
-    into a fused multiply-add, nor seen through by algebraic simplification. Under vmap the function runs one device at
-    a time, in its own shapes, so that sums keep their order. An optimization barrier would not do: it does not outlive
-    fusion on CPUs.
+    The result of every float32 operation that is not exact is rounded by one bit, in loops and branches too. A
+    rounding cannot be contracted into a fused multiply-add, nor seen through by algebraic simplification. Under vmap
+    the function runs one device at a time, in its own shapes, so that sums keep their order. An optimization barrier
+    would not do: it does not outlive fusion on CPUs.
 
     Args:
       function: small, without collectives; arrays and trees of them in and out; keyword arguments are static.
@@ -77,7 +82,8 @@ def _operate(equation: JaxprEqn, operands: list[Any]) -> list[jax.Array]:
     equation = equation.replace(params={name: _rewrite(value) for name, value in equation.params.items()})
     pairs = [(x, y) for x, y in zip(equation.invars, operands, strict=True) if not isinstance(x, Literal)]
     operation = jaxpr_as_fun(ClosedJaxpr(Jaxpr((), [x for x, _ in pairs], equation.outvars, [equation]), ()))
-    return [_rounded(result) for result in operation(*[y for _, y in pairs])]
+    results = operation(*[y for _, y in pairs])
+    return results if equation.primitive.name in EXACT else [_rounded(result) for result in results]
 
 
 def _rewrite(parameter: Any) -> Any:
