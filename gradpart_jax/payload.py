@@ -86,6 +86,15 @@ class PayloadFormat:
             )
         )
 
+    @cached_property
+    def _starts(self) -> tuple[int, int]:
+        """The words at which the regions begin."""
+        return HEADER_WORDS, HEADER_WORDS + self._lengths[0]
+
+    @cached_property
+    def _lengths(self) -> tuple[int, ...]:
+        return tuple(index.words + -(-capacity * values.bits // WORD) for index, values, capacity in self._parts)
+
     @property
     def entries(self) -> int:
         """How many entries the payload holds."""
@@ -99,9 +108,7 @@ class PayloadFormat:
     @property
     def words(self) -> int:
         """Length of the payload in 32-bit words."""
-        return HEADER_WORDS + sum(
-            index.words + -(-capacity * values.bits // WORD) for index, values, capacity in self._parts
-        )
+        return HEADER_WORDS + sum(self._lengths)
 
     @property
     def bits(self) -> int:
@@ -166,42 +173,41 @@ class PayloadFormat:
             level_scale=factor(words[..., 5]),
         )
 
-    def indices(self, words: jax.Array) -> tuple[Buffer, Buffer]:
-        """Read a payload's positions; the buffers' values are still to come.
+    def positions(self, words: jax.Array) -> Contents:
+        """Read what a payload tells before its values can be: by the positions, what these are coded against is found.
 
         Args:
           words: uint32[words], any.
 
         Returns:
-          Key and sparse buffer with values 0.
+          Contents with values 0.
         """
-        at, found = HEADER_WORDS, []
-        for (index, values, capacity), count in zip(self._parts, (words[0] & 0x7FFFFFFF, words[1]), strict=True):
+        found = []
+        for (index, _, capacity), at, count in zip(
+            self._parts, self._starts, (words[0] & 0x7FFFFFFF, words[1]), strict=True
+        ):
             count = jnp.minimum(count, jnp.uint32(capacity)).astype(jnp.int32)
-            positions = index.decode(words[at : at + index.words], count)
-            found.append(Buffer(positions, jnp.zeros(capacity, jnp.float32), count))
-            at += index.words + -(-capacity * values.bits // WORD)
-        return found[0], found[1]
+            places = index.decode(words[at : at + index.words], count)
+            found.append(Buffer(places, jnp.zeros(capacity, jnp.float32), count))
+        return Contents(self.header(words), *found)
 
-    def decode(self, words: jax.Array, bases: tuple[jax.Array, jax.Array]) -> Contents:
+    def decode(self, words: jax.Array, read: Contents, bases: tuple[jax.Array, jax.Array]) -> Contents:
         """Decode one device's payload.
 
         Args:
           words: uint32[words], any.
+          read: of `positions`.
           bases: float32[C] of each entry, as in `encode`; clipped to finite.
 
         Returns:
           Contents.
         """
-        at, decoded = HEADER_WORDS, []
-        for (index, values, capacity), buffer, base in zip(self._parts, self.indices(words), bases, strict=True):
-            at += index.words
-            length = -(-capacity * values.bits // WORD)
-            codes = unpack(words[at : at + length], capacity, values.bits)
-            at += length
+        decoded = []
+        for (index, values, capacity), at, buffer, base in zip(self._parts, self._starts, read[1:], bases, strict=True):
+            codes = unpack(words[at + index.words :][: -(-capacity * values.bits // WORD)], capacity, values.bits)
             kept = jnp.where(buffer.indices < self.size, values.decode(codes, base), 0.0)
             decoded.append(buffer._replace(values=kept))
-        return Contents(self.header(words), *decoded)
+        return Contents(read.header, *decoded)
 
 
 def fit_format(

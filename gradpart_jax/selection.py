@@ -168,9 +168,8 @@ def decode(words: jax.Array, bases: Bases, rung: PayloadFormat, shape: PayloadFo
     Returns:
       Contents.
     """
-    key, sparse = rung.indices(words)
-    contents = Contents(rung.header(words), key, sparse)
-    contents = rung.decode(words, _entry_bases(contents, bases, layout))
+    contents = rung.positions(words)
+    contents = rung.decode(words, contents, _entry_bases(contents, bases, layout))
     return _resized(contents, (shape.key_capacity, shape.sparse_capacity), layout)
 
 
