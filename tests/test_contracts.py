@@ -95,14 +95,12 @@ def test_replicas_are_bit_equal_for_80_steps_under_pmap_and_equal_vmap_and_shard
         new = jax.tree.map(lambda x, a: x if a is None else x[None], new, axes, is_leaf=lambda a: a is None)
         return jax.tree.map(lambda x: x[None], out), new
 
+    both = (PartitionSpec(AXIS), specs)
+    placements = jax.tree.map(lambda spec: NamedSharding(mesh, spec), both)
     by_shard = jax.jit(
-        jax.shard_map(
-            on_shard,
-            mesh=mesh,
-            in_specs=(PartitionSpec(AXIS), specs),
-            out_specs=(PartitionSpec(AXIS), specs),
-            check_vma=False,
-        )
+        jax.shard_map(on_shard, mesh=mesh, in_specs=both, out_specs=both, check_vma=False),
+        in_shardings=placements,
+        out_shardings=placements,  # else the second call is compiled anew
     )
     place = lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec))  # noqa: E731
     mixed = jax.tree.map(
@@ -111,14 +109,15 @@ def test_replicas_are_bit_equal_for_80_steps_under_pmap_and_equal_vmap_and_shard
         axes,
         is_leaf=lambda a: a is None,
     )
-    p_state = jax.tree.map(place, mixed, specs)
-    s_state, v_state = mixed, stack(state)
+    p_state = s_state = jax.tree.map(place, mixed, specs)
+    v_state = stack(state)
     for i in range(80):
         g = gradients(i)
-        p_out, p_state = by_pmap(jax.tree.map(lambda x: place(x, PartitionSpec(AXIS)), g), p_state)
+        placed = jax.tree.map(lambda x: place(x, PartitionSpec(AXIS)), g)
+        p_out, p_state = by_pmap(placed, p_state)
         if i < 15:
             v_out, v_state = many(tx)(g, v_state)
-            s_out, s_state = by_shard(g, s_state)
+            s_out, s_state = by_shard(placed, s_state)
             assert_equal(p_out, v_out)
             assert_equal(p_out, s_out)
         for leaf in jax.tree.leaves(p_out):
