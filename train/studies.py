@@ -33,7 +33,7 @@ STDLIB = MappingProxyType(
 )
 SHORT = MappingProxyType({**STDLIB, "steps": 600, "schedule": "cosine"})
 RIVAL = "agreement=0,learning_rate=0.01"
-RESNET = MappingProxyType({"data": "digits", "model": "resnet20", "image_size": 32, "batch": 64, "steps": 300})
+RESNET = MappingProxyType({"data": "digits", "model": "resnet20", "image_size": 32, "batch": 64, "steps": 900})
 DENSE = "dense:learning_rate=0.004,"
 ABLATED = (
     "partition",
