@@ -87,13 +87,15 @@ class PayloadFormat:
         )
 
     @cached_property
-    def _starts(self) -> tuple[int, int]:
-        """The words at which the regions begin."""
-        return HEADER_WORDS, HEADER_WORDS + self._lengths[0]
-
-    @cached_property
-    def _lengths(self) -> tuple[int, ...]:
-        return tuple(index.words + -(-capacity * values.bits // WORD) for index, values, capacity in self._parts)
+    def _spans(self) -> tuple[tuple[slice, slice], ...]:
+        """Where each region's positions and values lie."""
+        start, spans = HEADER_WORDS, []
+        for index, values, capacity in self._parts:
+            middle = start + index.words
+            end = middle + -(-capacity * values.bits // WORD)
+            spans.append((slice(start, middle), slice(middle, end)))
+            start = end
+        return tuple(spans)
 
     @property
     def entries(self) -> int:
@@ -108,7 +110,7 @@ class PayloadFormat:
     @property
     def words(self) -> int:
         """Length of the payload in 32-bit words."""
-        return HEADER_WORDS + sum(self._lengths)
+        return int(self._spans[-1][1].stop)
 
     @property
     def bits(self) -> int:
@@ -182,13 +184,10 @@ class PayloadFormat:
         Returns:
           Contents with values 0.
         """
-        found = []
-        for (index, _, capacity), at, count in zip(
-            self._parts, self._starts, (words[0] & 0x7FFFFFFF, words[1]), strict=True
-        ):
-            count = jnp.minimum(count, jnp.uint32(capacity)).astype(jnp.int32)
-            places = index.decode(words[at : at + index.words], count)
-            found.append(Buffer(places, jnp.zeros(capacity, jnp.float32), count))
+        counts, found = (words[0] & 0x7FFFFFFF, words[1]), []
+        for (index, _, capacity), (span, _), count in zip(self._parts, self._spans, counts, strict=True):
+            used = jnp.minimum(count, jnp.uint32(capacity)).astype(jnp.int32)
+            found.append(Buffer(index.decode(words[span], used), jnp.zeros(capacity, jnp.float32), used))
         return Contents(self.header(words), *found)
 
     def decode(self, words: jax.Array, read: Contents, bases: tuple[jax.Array, jax.Array]) -> Contents:
@@ -202,9 +201,9 @@ class PayloadFormat:
         Returns:
           Contents.
         """
-        decoded = []
-        for (index, values, capacity), at, buffer, base in zip(self._parts, self._starts, read[1:], bases, strict=True):
-            codes = unpack(words[at + index.words :][: -(-capacity * values.bits // WORD)], capacity, values.bits)
+        regions, decoded = zip(self._parts, self._spans, (read.key, read.sparse), bases, strict=True), []
+        for (_, values, capacity), (_, span), buffer, base in regions:
+            codes = unpack(words[span], capacity, values.bits)
             kept = jnp.where(buffer.indices < self.size, values.decode(codes, base), 0.0)
             decoded.append(buffer._replace(values=kept))
         return Contents(read.header, *decoded)
