@@ -83,7 +83,7 @@ def test_help_explains_every_option_with_its_default(capsys) -> None:
         (["--method", "best"], "--method best is unknown: choose among partition, dense"),
         (
             ["--method", "partition:rung=2"],
-            "'rung=2' is no option of partition: it has agreement=..., entropy_rule=...",
+            "'rung=2' is no option of partition: it has entropy_rule=..., error_feedback=...",
         ),
         (["--method", "partition:rungs=99"], "--method partition:rungs=99: rungs=99 is out of range: give 1 to 8"),
         (
