@@ -111,9 +111,12 @@ class Links:
         """Give every link another rate, both ways; UNSHAPED takes the shapers away."""
         if rate == self._rate:
             return
-        self._rate = rate
         for host in range(self.hosts):
-            self._shape(host)
+            # A shaper that is changed keeps what waits in it, and a packet longer than its new burst would wait forever
+            if self._rate != UNSHAPED:
+                self._control(host, "del")
+            self._shape(host, rate)
+        self._rate = rate
 
     def cut(self, host: int, *, restore: bool = False) -> None:
         """Pull a host's cable, or plug it in again."""
@@ -138,20 +141,22 @@ class Links:
             others = (n for n in range(self.hosts) if n != host)
             given = "".join(known.format(self.address(n), _ethernet(n), inner) for n in others)
             _run(*within, "ip", "-batch", "-", given=given)
-            if self._rate != UNSHAPED:
-                self._shape(host)
+            self._shape(host, self._rate)
             # gloo listens where the host's name leads, and all namespaces share that name
             etc = ETC / space
             etc.mkdir(parents=True)
             (etc / "hosts").write_text(f"127.0.0.1 localhost\n{self.address(host)} {socket.gethostname()}\n")
 
-    def _shape(self, host: int) -> None:
-        speed, change, shape = bits(self._rate), "del", []
+    def _shape(self, host: int, rate: str) -> None:
+        speed = bits(rate)
         if speed is not None:
             burst = max(6000, round(BURST * speed / 8))  # a few packets at least
-            change, shape = "replace", ["tbf", "rate", self._rate, "burst", str(burst), "latency", "400ms"]
+            self._control(host, "add", "tbf", "rate", rate, "burst", str(burst), "latency", "400ms")
+
+    def _control(self, host: int, action: str, *shaper: str) -> None:
+        """Add or delete a shaper at both ends of a host's cable."""
         for within, device in ((self.command(host), self.interface(host)), ([], f"{self._tag}v{host}")):
-            _run(*within, "tc", "qdisc", change, "dev", device, "root", *shape)
+            _run(*within, "tc", "qdisc", action, "dev", device, "root", *shaper)
 
     def _down(self) -> None:
         _remove(self._tag)

@@ -139,4 +139,5 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             xscale="log", yscale="log", xlabel="link rate, Mbit/s", ylabel="seconds a step",
             title="A step on slow links; lines: model",
         )  # fmt: skip
-        axes[0].legend(frameon=False, fontsize=7)
+        axes[0].set_ylim(top=20 * axes[0].get_ylim()[1])  # room for the legend
+        axes[0].legend(frameon=False, fontsize=7, loc="upper right")
