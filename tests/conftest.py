@@ -1,9 +1,11 @@
-"""Four virtual devices for every test, set before the first use of a backend; compiled programs are shared and let go in time."""
+"""Four virtual devices for every test, set before the first use of a backend; programs are compiled quickly, shared, and let go in time."""
 
 import atexit
 import gc
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +14,21 @@ import jax
 import pytest
 from hypothesis import HealthCheck, settings
 
+ROOT = Path(__file__).parents[1]
+# Most of the time goes into compiling, which takes a quarter as long like this; `XLA_FLAGS= pytest` compiles as users do.
+QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+
+
+def known(flags: str) -> bool:
+    """Ask XLA whether it knows flags; those that it does not know would end every process."""
+    ask = [sys.executable, "-c", "import jax; jax.devices()"]
+    return not subprocess.run(ask, env=os.environ | {"XLA_FLAGS": flags}, capture_output=True).returncode
+
+
 # Programs, notebooks and other workers start the same steps again and again: each is compiled once a session.
 if "PYTEST_XDIST_WORKER" not in os.environ:
+    if "XLA_FLAGS" not in os.environ and known(QUICK):
+        os.environ["XLA_FLAGS"] = QUICK
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="gradpart-jax-tests-")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
@@ -43,6 +58,18 @@ def few_memory_maps() -> Iterator[None]:
     if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
         jax.clear_caches()
         gc.collect()
+
+
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a test of what the compiler leaves of the bits in a process of its own, compiled as users do."""
+    if pyfuncitem.get_closest_marker("optimised") is None or os.environ.get("XLA_FLAGS") != QUICK:
+        return None
+    test = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", pyfuncitem.nodeid]
+    ended = subprocess.run(
+        test, cwd=ROOT, env=os.environ | {"XLA_FLAGS": ""}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert ended.returncode == 0, ended.stdout
+    return True
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

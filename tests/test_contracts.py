@@ -71,6 +71,7 @@ WARM = partition(AXIS, warmup_steps=2, momentum=0.9, learn_every=3)
 DENSE = gp.dense_mean(AXIS)
 
 
+@pytest.mark.optimised
 def test_replicas_are_bit_equal_for_80_steps_under_pmap_and_equal_vmap_and_shard_map() -> None:
     """The same updates, bit for bit, three ways; the pmapped step is traced once."""
     tx = partition(AXIS, learn_every=20, momentum=0.5, rungs=2)

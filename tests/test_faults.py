@@ -87,6 +87,25 @@ def pair(code: str, *given: str) -> list[subprocess.Popen]:
     return [start("-c", code, *given, *coordinator, "--process", str(number)) for number in range(2)]
 
 
+@SPACES
+def test_a_full_link_that_becomes_slower_goes_on() -> None:
+    """What waits in a shaper may be longer than what a slower one ever lets through."""
+    get = "import socket as s; c, _ = s.create_server(('', 7001)).accept()\nwhile c.recv(1 << 20): pass"
+    put = "import socket as s; s.create_connection(('{}', 7001), 9).sendall(bytes(4_000_000))"
+    with links.Links(2, "100mbit") as net:
+        receiver = start("-c", get, before=net.command(0))
+        while b":1B59" not in subprocess.check_output([*net.command(0), "cat", "/proc/net/tcp"]):
+            time.sleep(0.05)
+        sender = start("-c", put.format(net.address(0)), before=net.command(1))
+        with links.ended([receiver, sender]):
+            while net.sent()[1] < 1_000_000:
+                time.sleep(0.01)
+            net.shape("20mbit")
+            assert not finish(sender, 30)
+            assert not finish(receiver, 30)
+            assert sender.returncode == receiver.returncode == 0
+
+
 @pytest.mark.slow
 @SPACES
 def test_a_link_that_is_cut_ends_both_hosts_within_bounds_and_namespaces_are_taken_down(tmp_path, data_dir) -> None:
