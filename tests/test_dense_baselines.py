@@ -407,6 +407,7 @@ def test_bad_arguments_are_named(arguments, error, words: str) -> None:
         arguments()
 
 
+@pytest.mark.optimised
 def test_demo_of_thin_leaves_is_the_same_bits_by_pmap_and_vmap() -> None:
     """Short transforms are not contracted with what stands around them."""
     like = {"kernel": jnp.zeros((20, 30)), "thin": jnp.zeros((3, 1, 2))}

@@ -96,6 +96,7 @@ def test_an_outer_optimizer_steps_on_the_mean_change() -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, 2 * b, rtol=1e-5), whole, part)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize(
     ("every", "keep_own", "way"),
     [
