@@ -70,7 +70,10 @@ def group(exchange: str):
 
 @pytest.mark.parametrize(
     "exchange",
-    [pytest.param("reduce_scatter", marks=pytest.mark.optimised), pytest.param("leader", marks=(pytest.mark.xdist_group("leader"), pytest.mark.deep))],
+    [
+        pytest.param("reduce_scatter", marks=pytest.mark.optimised),
+        pytest.param("leader", marks=(pytest.mark.xdist_group("leader"), pytest.mark.deep)),
+    ],
 )
 def test_replicas_are_bit_equal_under_pmap_which_equals_vmap_and_its_bytes_are_those_of_the_program(exchange) -> None:
     tx = compressor(exchange)
