@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ from gradpart_jax.stored import stored
 
 ALIGNMENT = 32
 LARGEST = 2**31 - ALIGNMENT
+COMPARED = 32  # segments up to which each position is compared with all of their beginnings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,11 +212,15 @@ def segment_of(indices: jax.Array, layout: Segmented) -> jax.Array:
     filled = [s for s, size in enumerate(layout.sizes) if size]
     if len(filled) < 2:
         return jnp.full(indices.shape, filled[0] if filled else 0, jnp.int32)
-    # Few segments begin among many positions: their beginnings are marked, and added up from the front.
+    if len(filled) <= COMPARED:
+        steps = itertools.pairwise(filled)
+        passed = [jnp.where(indices >= layout.starts[s], s - before, 0) for before, s in steps]
+        return stored(sum(passed, jnp.int32(filled[0])))
+    # Many segments, and more positions: segments' beginnings are marked among them, and added up from the front.
     starts = jnp.asarray(layout.starts, jnp.int32)[np.asarray(filled[1:])]
-    steps = jnp.asarray(np.diff(filled), jnp.int32)
     begun = jnp.searchsorted(indices, starts, side="left")
-    return stored(filled[0] + jnp.cumsum(jnp.zeros(indices.shape, jnp.int32).at[begun].add(steps, mode="drop")))
+    marked = jnp.zeros(indices.shape, jnp.int32).at[begun].add(jnp.asarray(np.diff(filled), jnp.int32), mode="drop")
+    return stored(filled[0] + jnp.cumsum(marked))
 
 
 def count_by_segment(indices: jax.Array, layout: Segmented) -> jax.Array:

@@ -15,7 +15,7 @@ from gradpart_jax.codecs import Bitmap, EliasFano, Magnitudes, index_codec
 from gradpart_jax.outlook import Outlook
 from gradpart_jax.payload import LARGEST_BASE, Contents, Header, PayloadFormat
 from gradpart_jax.regions import Regions
-from gradpart_jax.segments import layout_of
+from gradpart_jax.segments import layout_of, segment_of
 from gradpart_jax.selection import choose
 from gradpart_jax.sizes import DENSEST, best_format, expected_loss, plan_of
 
@@ -280,3 +280,16 @@ def test_what_int32_cannot_address_is_refused() -> None:
     with pytest.raises(ValueError, match="size=2147483648 is out of range"):
         index_codec(2**31, 5)
     assert layout_of(jax.ShapeDtypeStruct((2**31 - 32,), jnp.float32)).total == 2**31 - 32
+
+
+@pytest.mark.parametrize("segments", [2, 5, 80])
+def test_a_position_falls_to_the_last_segment_that_begins_before_it(segments: int) -> None:
+    """Of few segments and of many, which are found in two ways, and where some are empty."""
+    rng = np.random.default_rng(segments)
+    sizes = rng.integers(1, 200, segments) * rng.integers(0, 4, segments).clip(max=1)
+    sizes[rng.integers(segments)] = 7
+    layout = layout_of([jnp.zeros(size) for size in sizes])
+    positions = np.sort(rng.integers(0, layout.total + 1, 300)).astype(np.int32)
+    filled = np.flatnonzero(sizes)
+    expected = filled[np.searchsorted(np.asarray(layout.starts)[filled], positions, side="right") - 1]
+    np.testing.assert_array_equal(segment_of(jnp.asarray(positions), layout), expected)

@@ -288,8 +288,8 @@ def _check_tuned(key: str, value: Any, where: str) -> None:
         raise UsageError(
             f"{where}: recipe={value} is unknown: choose {', '.join(RECIPE_NAMES[:-1])} or {RECIPE_NAMES[-1]}"
         )
-    if key == "agreement" and not (isinstance(value, int | float) and 0 <= value < 1):
-        raise UsageError(f"{where}: agreement={value} is out of range: give 0, for none, or a share below 1")
+    if key == "agreement" and not (isinstance(value, int | float) and 0 <= value <= 0.99):
+        raise UsageError(f"{where}: agreement={value} is out of range: give 0, for none, to 0.99")
     if key == "nesterov" and not isinstance(value, bool):
         raise UsageError(f"{where}: nesterov={value} is unknown: choose true or false")
     if key == "local_steps" and not (type(value) is int and value >= 1):
