@@ -9,6 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from gradpart_jax.prefix_sums import prefix_sum
 from gradpart_jax.stored import stored
 from gradpart_jax.varying import alike
 
@@ -61,7 +62,7 @@ def prefix(words: jax.Array) -> jax.Array:
       int32[w], exclusive prefix sum of popcounts.
     """
     counts = popcount(words)
-    return jnp.cumsum(counts) - counts
+    return prefix_sum(counts) - counts
 
 
 def nth_bit(words: jax.Array, n: jax.Array) -> jax.Array:
@@ -107,8 +108,8 @@ def select(words: jax.Array, capacity: int) -> tuple[jax.Array, jax.Array]:
         return jnp.full(capacity, size, jnp.int32), jnp.sum(popcount(words))
     blocks = jnp.pad(words, (0, -words.shape[0] % BLOCK))
     counts = jnp.sum(popcount(blocks.reshape(-1, BLOCK)), axis=1)
-    ends = stored(jnp.cumsum(counts))
-    block = jnp.cumsum(jnp.zeros(capacity, jnp.int32).at[ends].add(1, mode="drop", indices_are_sorted=True))
+    ends = stored(prefix_sum(counts))
+    block = prefix_sum(jnp.zeros(capacity, jnp.int32).at[ends].add(1, mode="drop", indices_are_sorted=True))
     block = stored(jnp.minimum(block, counts.shape[0] - 1))
     slot = jnp.arange(capacity, dtype=jnp.int32)
     rank = slot - (ends - counts)[block]

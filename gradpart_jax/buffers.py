@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from gradpart_jax.bits import WORD, scramble
+from gradpart_jax.prefix_sums import prefix_sum
 from gradpart_jax.varying import alike, axes_of
 
 LARGEST_LOT = 2**31 - 2
@@ -200,7 +201,7 @@ def compact(indices: jax.Array, values: jax.Array, flagged: jax.Array, capacity:
     Returns:
       Buffer.
     """
-    rank = jnp.cumsum(flagged.astype(jnp.int32))
+    rank = prefix_sum(flagged.astype(jnp.int32))
     slot = jnp.where(flagged, rank - 1, capacity)
     count = rank[-1] if rank.size else jnp.int32(0)
     return Buffer(

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from gradpart_jax.bits import WORD, bitmask, keep, lowest, popcount, prefix, select
 from gradpart_jax.buffers import Buffer, compact, gather
+from gradpart_jax.prefix_sums import prefix_sum
 from gradpart_jax.segments import Layout, segment_of, spread
 from gradpart_jax.varying import alike
 
@@ -59,7 +60,7 @@ def per_segment(words: jax.Array, layout: Layout) -> jax.Array:
     Returns:
       int32[S].
     """
-    ends = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(popcount(words))])
+    ends = jnp.concatenate([jnp.zeros(1, jnp.int32), prefix_sum(popcount(words))])
     first = [start // WORD for start in layout.starts]
     last = [start // WORD + -(-size // WORD) for start, size in zip(layout.starts, layout.sizes, strict=True)]
     return ends[jnp.asarray(last, jnp.int32)] - ends[jnp.asarray(first, jnp.int32)]

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gradpart_jax.prefix_sums import prefix_sum
 from gradpart_jax.stored import stored
 
 ALIGNMENT = 32
@@ -220,7 +221,7 @@ def segment_of(indices: jax.Array, layout: Segmented) -> jax.Array:
     starts = jnp.asarray(layout.starts, jnp.int32)[np.asarray(filled[1:])]
     begun = jnp.searchsorted(indices, starts, side="left")
     marked = jnp.zeros(indices.shape, jnp.int32).at[begun].add(jnp.asarray(np.diff(filled), jnp.int32), mode="drop")
-    return stored(filled[0] + jnp.cumsum(marked))
+    return stored(filled[0] + prefix_sum(marked))
 
 
 def count_by_segment(indices: jax.Array, layout: Segmented) -> jax.Array:

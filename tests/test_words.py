@@ -14,6 +14,7 @@ from gradpart_jax import bits, buffers
 from gradpart_jax.codecs import Bitmap, EliasFano, Magnitudes, index_codec
 from gradpart_jax.outlook import Outlook
 from gradpart_jax.payload import LARGEST_BASE, Contents, Header, PayloadFormat
+from gradpart_jax.prefix_sums import prefix_sum
 from gradpart_jax.regions import Regions
 from gradpart_jax.segments import layout_of, segment_of
 from gradpart_jax.selection import choose
@@ -293,3 +294,9 @@ def test_a_position_falls_to_the_last_segment_that_begins_before_it(segments: in
     filled = np.flatnonzero(sizes)
     expected = filled[np.searchsorted(np.asarray(layout.starts)[filled], positions, side="right") - 1]
     np.testing.assert_array_equal(segment_of(jnp.asarray(positions), layout), expected)
+
+
+@pytest.mark.parametrize("size", [0, 1, 512, 513, 5_000, 300_000])
+def test_prefix_sums_are_those_of_numpy(size: int) -> None:
+    values = np.random.default_rng(size).integers(-1000, 1000, size, np.int32)
+    np.testing.assert_array_equal(jax.jit(prefix_sum)(values), np.cumsum(values))
