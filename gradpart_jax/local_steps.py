@@ -11,6 +11,7 @@ import optax
 from gradpart_jax.checks import check_integer, check_number
 from gradpart_jax.exchange import AxisName, axis_size, position
 from gradpart_jax.outlook import GradpartState
+from gradpart_jax.replicated import replicated
 from gradpart_jax.segments import Layout, layout_of, unravel
 from gradpart_jax.shares import scatter_share
 from gradpart_jax.states import CompressState, fill, find_state, is_compressed, state_axes, states_of
@@ -18,7 +19,7 @@ from gradpart_jax.varying import alike
 
 SENT = ("payload_bits", "link_bits", "inner_bits")  # of `Stats`: what an exchange costs
 DENSE = ("dense_payload_bits", "dense_link_bits")  # and what dense training would have cost
-KEPT, KEPT_LOCALLY = 0.3, 0.5  # of what a device has not sent, it goes on from: at every step, with local steps
+KEPT = 0.5  # of what a device has not sent, it goes on from that much at most
 
 
 class LocalState(NamedTuple):
@@ -112,8 +113,9 @@ def local_updates(
       outer: an optimizer of the mean change, such as `optax.sgd(0.7, momentum=0.9, nesterov=True)`; None takes the mean
         as it is.
       keep_own: k in [0, 1], the share of what a device has not sent that it goes on from: of the mean over devices, it
-        is the best guess that a device has. None takes 0.3 where every is 1, else 0.5, which win with 4 devices; and 0
-        for an exchange that remembers nothing.
+        is the best guess that a device has, and a worse one the longer it waits. None takes 0.5, or, where every is 1
+        and an exchange has room for a share s of all entries, s^(1/3) if that is less: 0.3 at 100 times fewer bytes,
+        0.13 at 1,000 times, which win with 4 devices; and 0 for an exchange that remembers nothing.
       axis_name: the exchange's, for an owner to find its share by; None: it does not go on from what it owes.
 
     Returns:
@@ -140,10 +142,9 @@ def local_updates(
     inner, exchange = optax.with_extra_args_support(inner), optax.with_extra_args_support(exchange)
     outer = optax.sgd(1.0) if outer is None else outer
     check_number("keep_own", keep_own, at_least=0.0, at_most=1.0, optional=True, static=True)
-    kept = KEPT if every == 1 else KEPT_LOCALLY
 
-    def share_of(exchanged: Any) -> float:
-        """Say which share of what is owed a device goes on from: none where nothing is remembered."""
+    def keeps(exchanged: Any) -> bool:
+        """Say whether a device goes on from what is owed: not where nothing is remembered."""
         # EF21's is an estimate, and nothing that is owed
         memories = [node.memory.residual for node in states_of(exchanged, CompressState) if not node.estimate.size]
         remembers = len(memories) == 1 and memories[0].size > 0
@@ -151,17 +152,17 @@ def local_updates(
             raise ValueError(
                 f"keep_own={keep_own:g} goes on from what is remembered: leave error_feedback on in exchange"
             )
-        if not remembers:
-            return 0.0
-        return kept if keep_own is None else keep_own
+        return remembers and keep_own != 0.0
 
     def start(anchor: Any, exchanged: Any) -> Any:
         """Give the parameters that a device goes on from after an exchange."""
-        share = share_of(exchanged)
-        if not share:
+        if not keeps(exchanged):
             return anchor
         wide, state = _wide(anchor), find_state(exchanged)
         layout = layout_of(wide)
+        share: float | jax.Array = KEPT if keep_own is None else keep_own
+        if keep_own is None and every == 1:
+            share = replicated(_kept)(state.stats.capacity, elements=layout.elements)
         ahead = share * state.memory.residual + _owned(state, layout, axis_name)
         own = jax.tree.map(jnp.subtract, wide, unravel(ahead, wide, layout))
         return jax.tree.map(lambda x, like: x.astype(like.dtype), own, anchor)
@@ -176,7 +177,7 @@ def local_updates(
             met=jnp.bool_(True),
             skipped=jnp.int32(0),
         )
-        share_of(state.exchange)
+        keeps(state.exchange)
         # To each leaf a buffer of its own, so that a fresh state can be donated beside the parameters.
         return jax.tree.map(jnp.copy, state)
 
@@ -215,12 +216,16 @@ def local_updates(
             exchange=exchanged,
             outer=outside,
             step=jnp.where(due, 0, state.step + 1),
-            met=due & (not share_of(exchanged)),
+            met=due & (not keeps(exchanged)),
             skipped=state.skipped + (~finite).astype(jnp.int32),
         )
         return jax.tree.map(jnp.subtract, params_next, params), fresh
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _kept(capacity: jax.Array, *, elements: int) -> jax.Array:
+    return jnp.minimum(KEPT, jnp.cbrt(capacity / elements))
 
 
 def _owned(state: CompressState, layout: Layout, axis_name: AxisName) -> jax.Array:

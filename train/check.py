@@ -50,6 +50,7 @@ def check(config: Config) -> None:
         ("--seed", training.seed, 0, many - 1),
         ("--ratio", exchange.ratio, 1.0, 1e5),
         ("--local-steps", exchange.local_steps, 1, many),
+        ("--keep-own", exchange.keep_own, 0.0, 1.0),
         ("--agreement", exchange.agreement, 0.0, 0.99),
         ("--warmup-steps", exchange.warmup_steps, 0, many),
         ("--momentum-correction", exchange.momentum_correction, 0.0, 0.9999),

@@ -57,7 +57,7 @@ METHODS: dict[str, Method] = {
     "int8": Method(rival(baselines.int8), budgeted=False),
 }
 # Settings of a training that a label may have of its own
-TUNED = ("learning_rate", "local_steps", "recipe", "nesterov", "agreement")
+TUNED = ("learning_rate", "local_steps", "recipe", "nesterov", "agreement", "keep_own")
 PLAIN = ("dense", "bfloat16")  # uncompressed training, which nothing need be done for
 RECIPE_NAMES = ("local", "after", "before")
 NOT_OPTIONS = {"axis_name", "inner_axis", "model_axis", "ratio", "bits_per_element", "static_args", "devices"}
@@ -220,18 +220,18 @@ def tuned(config: Settings, label: Label) -> Settings:
       label: of the method.
 
     Returns:
-      The configuration with the method's own learning rate, local steps, recipe, Nesterov's momentum, agreement and
-      entropy rule. Uncompressed training meets at each step, before the optimizer, where its label does not say
-      otherwise.
+      The configuration with the method's own learning rate, local steps, recipe, Nesterov's momentum, agreement,
+      entropy rule and share kept. Uncompressed training meets at each step, before the optimizer, where its label
+      does not say otherwise.
 
     Raises:
-      UsageError: there is agreement where nothing makes use of it.
+      UsageError: there is agreement, or a share is kept, where nothing makes use of it.
     """
     values: dict[str, Any] = {}
     if label.kind in PLAIN:
-        values = {"local_steps": 1, "recipe": "before", "agreement": 0.0}
+        values = {"local_steps": 1, "recipe": "before", "agreement": 0.0, "keep_own": None}
     elif label.options.get("recipe", "local") != "local":
-        values = {"local_steps": 1, "agreement": 0.0}
+        values = {"local_steps": 1, "agreement": 0.0, "keep_own": None}
     own = change(config, **values | {key: value for key, value in label.options.items() if key in TUNED})
     scaled = own.exchange.recipe == "local" and own.training.optimizer != "sgd"
     if own.exchange.entropy_rule is None:
@@ -244,6 +244,11 @@ def tuned(config: Settings, label: Label) -> Settings:
         raise UsageError(
             f"--agreement {own.exchange.agreement:g} serves adam and adamw on each device, and {label.text} has "
             f"--optimizer {own.training.optimizer} --recipe {own.exchange.recipe}: use 0"
+        )
+    if own.exchange.keep_own is not None and own.exchange.recipe != "local" and own.exchange.local_steps == 1:
+        raise UsageError(
+            f"--keep-own {own.exchange.keep_own:g} serves optimizers on each device, and {label.text} has "
+            f"--recipe {own.exchange.recipe}: leave it out"
         )
     return own
 
@@ -274,6 +279,12 @@ def build(
             f"--local-steps {every} saves more than the payload ratio of {ratio:g} asked of "
             f"{label.text}: ask for a higher ratio or budget, or take fewer local steps"
         )
+    remembers = "error_feedback" in known and settings.get("error_feedback", known["error_feedback"].default) is True
+    if exchange.keep_own and not remembers:
+        raise UsageError(
+            f"--keep-own {exchange.keep_own:g} goes on from what is remembered, and {label.text} remembers nothing: "
+            "leave it out"
+        )
     given = {"ratio": ratio / kept / every, "devices": devices}
     settings |= {name: value for name, value in given.items() if name in known}
     try:
@@ -290,6 +301,8 @@ def _check_tuned(key: str, value: Any, where: str) -> None:
         )
     if key == "agreement" and not (isinstance(value, int | float) and 0 <= value <= 0.99):
         raise UsageError(f"{where}: agreement={value} is out of range: give 0, for none, to 0.99")
+    if key == "keep_own" and not (value is None or (isinstance(value, int | float) and 0 <= value <= 1)):
+        raise UsageError(f"{where}: keep_own={value} is out of range: give 0 to 1")
     if key == "nesterov" and not isinstance(value, bool):
         raise UsageError(f"{where}: nesterov={value} is unknown: choose true or false")
     if key == "local_steps" and not (type(value) is int and value >= 1):

@@ -83,7 +83,9 @@ def build(
         told = config.exchange.agreement
         agree = [gp.scale_by_agreement()] if told else []
         whole = optax.chain(clip, direction, *agree, step)
-        meeting = gp.local_updates(whole, every=every, exchange=exchange, axis_name=placing.AXIS)
+        meeting = gp.local_updates(
+            whole, every=every, exchange=exchange, keep_own=config.exchange.keep_own, axis_name=placing.AXIS
+        )
         return gp.agreeing(meeting, placing.AXIS, bits_per_element=WORD_BITS * told / ratio) if told else meeting
     if config.exchange.recipe == "after":
         return optax.chain(gp.local(optax.chain(clip, direction)), exchange, step)
