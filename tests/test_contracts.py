@@ -72,9 +72,10 @@ DENSE = gp.dense_mean(AXIS)
 
 
 @pytest.mark.optimised
-def test_replicas_are_bit_equal_for_80_steps_under_pmap_and_equal_vmap_and_shard_map() -> None:
+@pytest.mark.parametrize("rungs", [1, pytest.param(2, marks=pytest.mark.deep)])  # each is one more branch to compile
+def test_replicas_are_bit_equal_for_80_steps_under_pmap_and_equal_vmap_and_shard_map(rungs) -> None:
     """The same updates, bit for bit, three ways; the pmapped step is traced once."""
-    tx = partition(AXIS, learn_every=20, momentum=0.5, rungs=2)
+    tx = partition(AXIS, learn_every=20, momentum=0.5, rungs=rungs)
     state = tx.init(PARAMS)
     axes = gp.state_axes(state)
     traces = 0

@@ -94,7 +94,7 @@ def test_help_explains_every_option_with_its_default(capsys) -> None:
         (["--keep-own", "1.5"], "--keep-own 1.5 is out of range: give 0 to 1"),
         (["--method", "partition:keep_own=2"], "keep_own=2 is out of range: give 0 to 1"),
         (["--keep-own", "0.5", "--recipe", "before"], "serves optimizers on each device, and partition has"),
-        (["--keep-own", "0.5", "--method", "qsgd"], "qsgd remembers nothing: leave it out"),
+        (["--method", "qsgd:keep_own=0.5"], "qsgd:keep_own=0.5 remembers nothing: leave it out"),
         (["--method", "partition:recipe=best"], "recipe=best is unknown: choose local, after or before"),
         (["--width", "64", "--data-dir", "{data}"], "width 64 is no size of --model conv: leave it out"),
         (["--config", "/no/such"], "--config /no/such cannot be read"),
@@ -321,6 +321,11 @@ def test_labels_have_settings_of_their_own_and_dense_training_is_plain() -> None
     assert (before.entropy_rule, before.agreement) == ("entropy", 0.0)
     with pytest.raises(UsageError, match="serves adam and adamw on each device"):
         methods.tuned(config.make(optimizer="sgd", agreement=0.1), label)
+    # What a comparison keeps, those of its methods keep that remember
+    kept = [
+        methods.tuned(config.make(keep_own=0.5), methods.parse(name)).exchange.keep_own for name in ("topk", "qsgd")
+    ]
+    assert kept == [0.5, None]
     dense = methods.tuned(made, methods.parse("dense"))
     assert (dense.exchange.local_steps, dense.exchange.recipe, dense.exchange.agreement) == (1, "before", 0.0)
     assert methods.tuned(made, methods.parse("dense:local_steps=8")).exchange.local_steps == 8

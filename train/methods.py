@@ -232,6 +232,8 @@ def tuned(config: Settings, label: Label) -> Settings:
         values = {"local_steps": 1, "recipe": "before", "agreement": 0.0, "keep_own": None}
     elif label.options.get("recipe", "local") != "local":
         values = {"local_steps": 1, "agreement": 0.0, "keep_own": None}
+    if not remembers(label):
+        values["keep_own"] = None
     own = change(config, **values | {key: value for key, value in label.options.items() if key in TUNED})
     scaled = own.exchange.recipe == "local" and own.training.optimizer != "sgd"
     if own.exchange.entropy_rule is None:
@@ -251,6 +253,12 @@ def tuned(config: Settings, label: Label) -> Settings:
             f"--recipe {own.exchange.recipe}: leave it out"
         )
     return own
+
+
+def remembers(label: Label) -> bool:
+    """Say whether a method keeps what it has not sent."""
+    known = _parameters(label.kind)
+    return "error_feedback" in known and label.options.get("error_feedback", known["error_feedback"].default) is True
 
 
 def build(
@@ -279,8 +287,7 @@ def build(
             f"--local-steps {every} saves more than the payload ratio of {ratio:g} asked of "
             f"{label.text}: ask for a higher ratio or budget, or take fewer local steps"
         )
-    remembers = "error_feedback" in known and settings.get("error_feedback", known["error_feedback"].default) is True
-    if exchange.keep_own and not remembers:
+    if exchange.keep_own and not remembers(label):
         raise UsageError(
             f"--keep-own {exchange.keep_own:g} goes on from what is remembered, and {label.text} remembers nothing: "
             "leave it out"

@@ -32,7 +32,7 @@ STDLIB = MappingProxyType(
     {"data": "stdlib", "optimizer": "adam", "steps": 2000, "learning_rate": 0.005, "schedule": "linear"}
 )
 SHORT = MappingProxyType({**STDLIB, "steps": 600, "schedule": "cosine"})
-RIVAL = "agreement=0,learning_rate=0.01"
+RIVAL = "agreement=0,keep_own=0.3,learning_rate=0.01"
 RESNET = MappingProxyType({"data": "digits", "model": "resnet20", "image_size": 32, "batch": 64, "steps": 900})
 DENSE = "dense:learning_rate=0.004,"
 ABLATED = (
@@ -66,7 +66,7 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
         ),
         "headline-resnet20": Study(RESNET, "dense,partition", "100", 3),
         "rivals": Study(
-            MappingProxyType({**SHORT, "steps": 300, "learning_rate": 0.006, "agreement": 0.0}),
+            MappingProxyType({**SHORT, "steps": 300, "learning_rate": 0.006, "agreement": 0.0, "keep_own": 0.3}),
             every(
                 dense="learning_rate=0.004",
                 threshold="value=0.03",
