@@ -40,8 +40,9 @@ def data_dir(tmp_path_factory) -> Path:
 def done(tmp_path_factory, data_dir) -> config.Config:
     """A run of both methods with everything on, for several tests to look at."""
     settings = make(
-        tmp_path_factory.mktemp("done"), data_dir, dense_reference=True, phases=True, tensorboard=True, profile=True
-    )
+        tmp_path_factory.mktemp("done"), data_dir,
+        dense_reference=True, phases=True, tensorboard=True, profile=True, keep_own=0.25,
+    )  # fmt: skip
     loop.run(settings, Console(quiet=True), "python -m train.main")
     return settings
 

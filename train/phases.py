@@ -16,7 +16,7 @@ import optax
 import gradpart_jax as gp
 from gradpart_jax.states import find_state
 from train import hosts, methods, optimizer, step
-from train.config import Config
+from train.config import Config, change
 from train.placing import AXIS, one, over_devices, place, rows
 from train.program import Program
 
@@ -63,7 +63,8 @@ def measure(config: Config, program: Program, state: step.State, batch: dict[str
         way += f" Of an exchange, which there is each {every} steps, a step's share is shown."
 
     shared = jax.tree.map(np.asarray, one(gp.agreed(state.params, state.opt_state)))
-    rest = optimizer.build(config, program.label, optax.identity(), program.ratio)
+    without = change(config, keep_own=None)  # where all is sent there is nothing to keep
+    rest = optimizer.build(without, program.label, optax.identity(), program.ratio)
     params, inner = place(shared, None, mesh), place(rest.init(shared), None, mesh)
 
     def apply(gradient: Any, params: Any, inner: Any) -> tuple[Any, Any]:
