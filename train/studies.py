@@ -79,7 +79,7 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
             3,
         ),
         "rivals-digits": Study(
-            MappingProxyType({"data": "digits"}),
+            MappingProxyType({"data": "digits", "keep_own": 0.3}),
             every(
                 randomk="learning_rate=0.01",
                 threshold="value=0.1",
