@@ -93,8 +93,7 @@ class Exchange:
     local_steps: int = 1
     """Steps between two exchanges, which send so many times more."""
     keep_own: float | None = None
-    """Share of what a device has not sent yet that it goes on from, 0 to 1, where a method remembers that; None: the
-    less, the less is sent."""
+    """Share of what it remembers as not sent that a device goes on from, 0 to 1; None: the less, the less is sent."""
     warmup_steps: int = 0
     """First steps exchanged uncompressed; they cost as much as a hundred compressed ones each."""
     momentum_correction: float | None = None
