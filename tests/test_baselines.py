@@ -73,11 +73,12 @@ CASES = {
 }
 
 
-def each(claim: Callable[[Case], Any] = lambda case: True, optimised: tuple[str, ...] = ()):
+def each(claim: Callable[[Case], Any] = lambda case: True, optimised: tuple[str, ...] = (), deep: tuple[str, ...] = ()):
     """Take the methods that make a claim; one worker has all tests of a method, so that it is compiled once."""
     chosen = []
     for name, case in CASES.items():
         marks = [pytest.mark.xdist_group(name), *([pytest.mark.optimised] if name.startswith(optimised) else [])]
+        marks += [pytest.mark.deep] if name in deep else []
         chosen += [pytest.param(case, marks=marks, id=name)] if claim(case) else []
     return pytest.mark.parametrize("case", chosen)
 
@@ -164,7 +165,7 @@ def kinds(tree):
 
 
 # Products of matrices are summed in the same order in every program only there
-@each(optimised=("powersgd", "demo"))
+@each(optimised=("powersgd", "demo"), deep=("powersgd, later", "demo, unsigned", "sidco, gamma"))
 def test_pmap_equals_vmap_and_shard_map_and_replicas_are_bit_equal(case: Case) -> None:
     p_state = v_state = fresh(case)
     s_state = laid_out(case, v_state)
