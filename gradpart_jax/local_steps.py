@@ -160,8 +160,12 @@ def local_updates(
             return anchor
         wide, state = _wide(anchor), find_state(exchanged)
         layout = layout_of(wide)
-        share: float | jax.Array = KEPT if keep_own is None else keep_own
-        if keep_own is None and every == 1:
+        share: float | jax.Array
+        if keep_own is not None:
+            share = keep_own
+        elif every > 1:
+            share = KEPT
+        else:
             share = replicated(_kept)(state.stats.capacity, elements=layout.elements)
         ahead = share * state.memory.residual + _owned(state, layout, axis_name)
         own = jax.tree.map(jnp.subtract, wide, unravel(ahead, wide, layout))

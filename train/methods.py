@@ -229,10 +229,10 @@ def tuned(config: Settings, label: Label) -> Settings:
     """
     values: dict[str, Any] = {}
     if label.kind in PLAIN:
-        values = {"local_steps": 1, "recipe": "before", "agreement": 0.0, "keep_own": None}
+        values = {"local_steps": 1, "recipe": "before", "agreement": 0.0}
     elif label.options.get("recipe", "local") != "local":
-        values = {"local_steps": 1, "agreement": 0.0, "keep_own": None}
-    if not remembers(label):
+        values = {"local_steps": 1, "agreement": 0.0}
+    if values or not _remembers(label):
         values["keep_own"] = None
     own = change(config, **values | {key: value for key, value in label.options.items() if key in TUNED})
     scaled = own.exchange.recipe == "local" and own.training.optimizer != "sgd"
@@ -247,18 +247,17 @@ def tuned(config: Settings, label: Label) -> Settings:
             f"--agreement {own.exchange.agreement:g} serves adam and adamw on each device, and {label.text} has "
             f"--optimizer {own.training.optimizer} --recipe {own.exchange.recipe}: use 0"
         )
+    if own.exchange.keep_own and not _remembers(label):
+        raise UsageError(
+            f"--keep-own {own.exchange.keep_own:g} goes on from what is remembered, and {label.text} remembers "
+            "nothing: leave it out"
+        )
     if own.exchange.keep_own is not None and own.exchange.recipe != "local" and own.exchange.local_steps == 1:
         raise UsageError(
             f"--keep-own {own.exchange.keep_own:g} serves optimizers on each device, and {label.text} has "
             f"--recipe {own.exchange.recipe}: leave it out"
         )
     return own
-
-
-def remembers(label: Label) -> bool:
-    """Say whether a method keeps what it has not sent."""
-    known = _parameters(label.kind)
-    return "error_feedback" in known and label.options.get("error_feedback", known["error_feedback"].default) is True
 
 
 def build(
@@ -287,17 +286,18 @@ def build(
             f"--local-steps {every} saves more than the payload ratio of {ratio:g} asked of "
             f"{label.text}: ask for a higher ratio or budget, or take fewer local steps"
         )
-    if exchange.keep_own and not remembers(label):
-        raise UsageError(
-            f"--keep-own {exchange.keep_own:g} goes on from what is remembered, and {label.text} remembers nothing: "
-            "leave it out"
-        )
     given = {"ratio": ratio / kept / every, "devices": devices}
     settings |= {name: value for name, value in given.items() if name in known}
     try:
         return label.method.make(axis_name, **settings)
     except (TypeError, ValueError) as error:
         raise UsageError(f"--method {label.text}: {error}") from error
+
+
+def _remembers(label: Label) -> bool:
+    """Say whether a method keeps what it has not sent."""
+    known = _parameters(label.kind)
+    return "error_feedback" in known and label.options.get("error_feedback", known["error_feedback"].default) is True
 
 
 def _check_tuned(key: str, value: Any, where: str) -> None:
