@@ -57,7 +57,7 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
         "headline": Study(
             STDLIB,
             f"dense:learning_rate=0.006,partition,topk:{RIVAL},dgc:momentum=none,{RIVAL},"
-            "powersgd:agreement=0,learning_rate=0.006",
+            "powersgd:agreement=0,keep_own=0.3,learning_rate=0.006",
             "100",
             3,
         ),
