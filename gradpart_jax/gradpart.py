@@ -100,8 +100,7 @@ def gradpart(
         if not sizes.ladder:
             return uncompressed.reduce(vector, state, layout, axis_name, settle)
         shared = state.shared
-        first = shared.step == 0
-        due = shared.step % sizes.observe_every == 0
+        due, first = _due(shared, sizes.observe_every)
         observed, statistics = _observe(vector, due, shared.summary, layout, axis_name)
         outlook = replicated(foresee)(
             shared, observed, sizes=layout.sizes, capacity=sizes.entries, rule=rule, family=family
@@ -139,6 +138,17 @@ def gradpart(
 def _owned(sizes: Plan, layout: Layout, devices: int | None) -> int:
     """Say how much a device owes as an owner of sums."""
     return share_size(layout, devices or 1) if sizes.ladder and sizes.exchange == "reduce_scatter" else 0
+
+
+def _due(shared: GradpartState, every: int) -> tuple[jax.Array, jax.Array]:
+    """Say whether a step's histogram is due, and whether there is none before it to learn from.
+
+    At the start a gradient may be zero: of a layer whose factor starts at zero, or of all where a rate rises from zero.
+    Where a segment has shown only zeros, all steps that are powers of two look anew.
+    """
+    step, unseen = shared.step, summaries.unseen(shared.summary)
+    doubled = jnp.any(unseen) & (step & (step - 1) == 0)
+    return (step % every == 0) | doubled, jnp.all(unseen)
 
 
 def _observe(

@@ -65,9 +65,8 @@ def foresee(
     Returns:
       Outlook.
     """
-    # The very first step has no earlier one to forecast from: it looks at its own histogram.
-    first = summaries.observe(shared.summary, *observed)
-    known = _where(shared.step == 0, first, shared.summary)
+    # What has shown nothing before, as all at the very first step, can be forecast from its own histogram alone.
+    known = summaries.introduce(shared.summary, *observed)
     forecast = predictor.forecast(shared.weights, known, family)
     entropy = entropy_bits(forecast.masses(known.top))
     size = jnp.asarray(sizes, jnp.float32)

@@ -122,8 +122,20 @@ def start(size: jax.Array) -> Summary:
     )
 
 
+def unseen(summary: Summary) -> jax.Array:
+    """Tell the segments that have shown only zeros, or nothing at all, in their last histogram.
+
+    Args:
+      summary: of earlier steps.
+
+    Returns:
+      bool[S].
+    """
+    return summary.top == 0
+
+
 def observe(summary: Summary, mass: jax.Array, top: jax.Array) -> Summary:
-    """Take a histogram in; the very first one sets the anchor too.
+    """Take a histogram in; a segment's first one sets its anchor too.
 
     Args:
       summary: of earlier steps.
@@ -139,7 +151,26 @@ def observe(summary: Summary, mass: jax.Array, top: jax.Array) -> Summary:
     seen = jnp.log(anchor)
     # A segment that sends little has wandered with the others' trims: the histogram calls it back.
     near = jnp.clip(summary.log_anchor, seen - NEAR, seen + NEAR)
-    return summary._replace(mass=mass, top=top, log_anchor=jnp.where(summary.step == 0, seen, near))
+    return summary._replace(mass=mass, top=top, log_anchor=jnp.where(unseen(summary), seen, near))
+
+
+def introduce(summary: Summary, mass: jax.Array, top: jax.Array) -> Summary:
+    """Take a histogram in for those segments alone of which nothing is known from earlier steps.
+
+    Args:
+      summary: of earlier steps.
+      mass: float32[S, BINS], counts or masses of the present step.
+      top: int32[S].
+
+    Returns:
+      Summary.
+    """
+    new, first = unseen(summary), observe(summary, mass, top)
+    return summary._replace(
+        mass=jnp.where(new[:, None], first.mass, summary.mass),
+        top=jnp.where(new, first.top, summary.top),
+        log_anchor=jnp.where(new, first.log_anchor, summary.log_anchor),
+    )
 
 
 def advance(

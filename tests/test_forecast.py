@@ -11,6 +11,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
+import gradpart_jax as gp
 from gradpart_jax import predictor, summaries
 from gradpart_jax.families import FAMILIES, Moments, positive, raw_of
 from gradpart_jax.regions import ENTROPY_RULES, Prospect, allot, entropy_bits, kapur_split, partition
@@ -157,6 +158,28 @@ def test_a_cold_start_is_sound(name: str) -> None:
         np.testing.assert_allclose(np.sum(masses, axis=1), 1.0, atol=1e-3)
         for threshold in (regions.sparse, regions.key, regions.level):
             assert (np.isfinite(threshold) & (threshold > 0)).all()
+
+
+def test_what_is_zero_at_first_is_forecast_as_soon_as_it_is_not() -> None:
+    """One leaf's gradient is zero for one step, the other's for three: steps that are powers of two look anew."""
+    noise = np.random.default_rng(0).laplace(size=(8, 2, 20_000)).astype(np.float32)
+    tx = gp.partition_compress(bits_per_element=0.5, learn_every=1000)
+    update = jax.jit(tx.update)
+    state = tx.init({"a": noise[0, 0], "b": noise[0, 1]})
+    stats = []
+    for step, (a, b) in enumerate(noise):
+        _, state = update({"a": a * (step >= 1), "b": b * (step >= 3)}, state)
+        stats.append(gp.stats(state))
+    threshold = np.stack([s.threshold[:, 0] for s in stats])
+    assert (threshold[1:, 0] > 1).all()
+    assert (threshold[:4, 1] < 1e-30).all()
+    assert (threshold[4:, 1] > 1).all()
+    # Were a leaf's thresholds those of zeros, all of its 20,000 entries would be candidates.
+    overflow = np.asarray([float(s.overflow) for s in stats])
+    assert (overflow[[1, 2, 4, 5, 6, 7]] < 10_000).all()
+    bits = np.asarray([float(s.payload_bits) for s in stats])
+    assert (bits[[0, 1, 2, 4]] == bits[0]).all()
+    assert (bits[[3, 5, 6, 7]] == bits[0] - 32 * 2 * (1 + summaries.BINS)).all()
 
 
 def test_learning_lowers_the_cross_entropy() -> None:

@@ -132,10 +132,7 @@ def record(name: str, density: float, steps: int, seed: int, *, learn_every: int
         mass = summaries.histogram(magnitude, owner, everywhere, top, layout.segments)
         mean, state = exchange.update(gradient, state, params)
         updates, inner = made.optimizer.update(mean, inner, params)
-        # What the compressor knew: at the very first step, its own histogram
-        known = jax.tree.map(
-            lambda a, b: jnp.where(before.step == 0, a, b), summaries.observe(before.summary, mass, top), before.summary
-        )
+        known = summaries.introduce(before.summary, mass, top)  # what the compressor knew
         masses = predictor.forecast(before.weights, known, predictor.DEFAULT_FAMILY).masses(top)
         each = predictor.cross_entropy(mass, masses) / jnp.log(2.0)
         size = jnp.asarray(layout.sizes, jnp.float32)
