@@ -7,7 +7,8 @@ from typing import get_args
 import pytest
 from rich.console import Console
 
-from train import check, compare, config, loop, methods
+from train import check, compare, config, loop
+from train.labels import parse_labels
 from train.errors import UsageError
 from train.studies import STUDIES, StudyName
 
@@ -78,12 +79,12 @@ def test_every_study_has_its_name_among_the_options() -> None:
 
 
 def test_labels_are_parted_at_commas_that_part_them() -> None:
-    found = methods.parse_many("dense,partition:rungs=2,family=gamma,partition")
+    found = parse_labels("dense,partition:rungs=2,family=gamma,partition")
     assert [label.text for label in found] == ["dense", "partition:rungs=2,family=gamma", "partition"]
     assert found[1].options == {"rungs": 2, "family": "gamma"}
     assert found[1].folder == "partition-rungs=2-family=gamma"
     with pytest.raises(UsageError, match="no option of partition"):
-        methods.parse_many("partition:family")
+        parse_labels("partition:family")
 
 
 def test_a_comparison_is_resumed_and_averaged(tmp_path, monkeypatch) -> None:

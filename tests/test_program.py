@@ -17,6 +17,7 @@ from rich.console import Console
 from train import check, config, loop, main, methods, optimizer, options, screen, step
 from train.errors import NonFiniteError, UsageError
 from train.interrupts import Interrupts
+from train.labels import parse_label
 from train.log import read
 
 ROOT = Path(__file__).parents[1]
@@ -296,7 +297,7 @@ def test_weight_decay_spares_biases() -> None:
     nothing = jax.tree.map(np.zeros_like, params)
     for name in ("sgd", "adam", "adamw"):
         made = config.make(optimizer=name, weight_decay=0.1, schedule="constant", rise=0.0)
-        tx = optax.chain(*optimizer.parts(made, methods.parse("dense")))
+        tx = optax.chain(*optimizer.parts(made, parse_label("dense")))
         updates, _ = tx.update(nothing, tx.init(params), params)
         assert np.all(np.asarray(updates["kernel"]) < 0), name
         assert not np.any(updates["bias"]), name
@@ -305,31 +306,29 @@ def test_weight_decay_spares_biases() -> None:
 def test_momentum_correction_takes_momentum_from_sgd() -> None:
     made = config.make()
     for text, traced in (("partition", True), ("partition:momentum=0.9", False)):
-        state = optimizer.parts(made, methods.parse(text))[0].init({"x": np.zeros(2, np.float32)})
+        state = optimizer.parts(made, parse_label(text))[0].init({"x": np.zeros(2, np.float32)})
         found = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, optax.TraceState))
         assert any(isinstance(node, optax.TraceState) for node in found) == traced
 
 
 def test_labels_have_settings_of_their_own_and_dense_training_is_plain() -> None:
     made = config.make(optimizer="adam", local_steps=4)
-    label = methods.parse("partition:local_steps=2,learning_rate=0.5,rungs=2")
+    label = parse_label("partition:local_steps=2,learning_rate=0.5,rungs=2")
     assert methods.settings_of(label, made.exchange)["rungs"] == 2
     own = methods.tuned(made, label)
     assert (own.exchange.local_steps, own.training.learning_rate, own.exchange.recipe) == (2, 0.5, "local")
     assert own.exchange.entropy_rule == "energy"
     assert own.exchange.agreement == 0.05
-    before = methods.tuned(made, methods.parse("partition:recipe=before")).exchange
+    before = methods.tuned(made, parse_label("partition:recipe=before")).exchange
     assert (before.entropy_rule, before.agreement) == ("entropy", 0.0)
     with pytest.raises(UsageError, match="serves adam and adamw on each device"):
         methods.tuned(config.make(optimizer="sgd", agreement=0.1), label)
     # What a comparison keeps, those of its methods keep that remember
-    kept = [
-        methods.tuned(config.make(keep_own=0.5), methods.parse(name)).exchange.keep_own for name in ("topk", "qsgd")
-    ]
+    kept = [methods.tuned(config.make(keep_own=0.5), parse_label(name)).exchange.keep_own for name in ("topk", "qsgd")]
     assert kept == [0.5, None]
-    dense = methods.tuned(made, methods.parse("dense"))
+    dense = methods.tuned(made, parse_label("dense"))
     assert (dense.exchange.local_steps, dense.exchange.recipe, dense.exchange.agreement) == (1, "before", 0.0)
-    assert methods.tuned(made, methods.parse("dense:local_steps=8")).exchange.local_steps == 8
+    assert methods.tuned(made, parse_label("dense:local_steps=8")).exchange.local_steps == 8
     with pytest.raises(UsageError, match="--local-steps 2 saves more than the payload ratio"):
         methods.build(label, own.exchange, None, 1.5, 1)
 

@@ -5,15 +5,16 @@ import jax.numpy as jnp
 import pytest
 
 import gradpart_jax as gp
-from train import methods
+from train import methods, registry
 from train.config import Exchange
 from train.errors import UsageError
+from train.labels import parse_label
 
 TREE = {"a": jnp.zeros((256, 128)), "b": jnp.zeros(128), "c": jnp.zeros((128, 10))}
 
 
 def built(text: str, ratio: float):
-    return methods.build(methods.parse(text), Exchange(), None, ratio, 1)
+    return methods.build(parse_label(text), Exchange(), None, ratio, 1)
 
 
 @pytest.mark.parametrize(
@@ -30,7 +31,7 @@ def test_a_budget_is_kept_and_used(text: str, ratio: float) -> None:
 
 
 def test_every_method_can_be_built_by_its_name() -> None:
-    for name in methods.METHODS:
+    for name in registry.METHODS:
         tx = built(name + ":value=0.1" * (name == "threshold"), 50.0)
         state = jax.eval_shape(tx.init, TREE)
         updates, _ = jax.eval_shape(tx.update, TREE, state, TREE)
@@ -60,6 +61,6 @@ def test_mistakes_are_named(text: str, words: str) -> None:
 
 
 def test_momentum_correction_is_dgcs_own_and_leaves_sgd_none() -> None:
-    assert methods.settings_of(methods.parse("dgc"), Exchange())["momentum"] == 0.9
-    assert methods.settings_of(methods.parse("dgc:momentum=0.5"), Exchange())["momentum"] == 0.5
-    assert methods.settings_of(methods.parse("topk"), Exchange())["momentum"] is None
+    assert methods.settings_of(parse_label("dgc"), Exchange())["momentum"] == 0.9
+    assert methods.settings_of(parse_label("dgc:momentum=0.5"), Exchange())["momentum"] == 0.5
+    assert methods.settings_of(parse_label("topk"), Exchange())["momentum"] is None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from train import folders, hosts, methods, models
+from train import folders, hosts, models
 from train.config import Config
 from train.errors import UsageError
+from train.labels import parse_label
 
 
 def check(config: Config) -> None:
@@ -28,7 +29,7 @@ def check(config: Config) -> None:
     ):
         if value not in choices:
             raise UsageError(f"{option} {value} is unknown: choose one of {', '.join(choices)}")
-    methods.parse(exchange.method)
+    parse_label(exchange.method)
     many = 2**31 - 1
     limits: tuple[tuple[str, Any, float, float], ...] = (
         ("--image-size", task.image_size, 4, 1024),

@@ -14,6 +14,7 @@ from rich.console import Console
 from train import methods, options, picture, report
 from train.config import Config, change, groups
 from train.errors import UsageError, status_of
+from train.labels import parse_labels
 from train.log import plain
 from train.main import begin, ended
 from train.results import Entry, endings, table, tabulate
@@ -128,7 +129,7 @@ def plan(comparison: Comparison) -> list[Entry]:
         raise UsageError(f"--seeds {comparison.seeds} is out of range: give 1 to 1000")
     budgets = list(_budgets(comparison.budgets))
     entries = []
-    for label in methods.parse_many(comparison.methods):
+    for label in parse_labels(comparison.methods):
         for budget in budgets if label.method.budgeted else [None]:
             ratio = (
                 1.0 if budget is None else methods.payload_ratio(label, comparison.exchange, budget, comparison.devices)

@@ -109,6 +109,11 @@ class Exchange:
     dense_reference: bool = True
     """Train uncompressed too, for comparison."""
 
+    @property
+    def apart(self) -> bool:
+        """Whether devices run the optimizer by themselves, so that their parameters differ between exchanges."""
+        return self.recipe == "local" or self.local_steps > 1
+
 
 @dataclasses.dataclass(frozen=True)
 class Output:

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from gradpart_jax.segments import layout_of
-from train import agree, data, evaluate, folders, hosts, methods, options, phases, report, screen, step
+from train import agree, data, evaluate, folders, hosts, options, phases, report, screen, step
 from train.checkpoint import Checkpoints
 from train.config import Config, flat
+from train.labels import parse_label
 from train.log import plain, read
 from train.owners import release
 from train.parts import devices_of
@@ -47,9 +48,9 @@ def run(config: Config, console: Console, command: str = "loop.run") -> list[dic
       NonFiniteError: the loss is not finite any more.
       KeyboardInterrupt: somebody asked for the end.
     """
-    labels = [methods.parse(config.exchange.method)]
+    labels = [parse_label(config.exchange.method)]
     if config.exchange.dense_reference and labels[0].kind != "dense":
-        labels.append(methods.parse("dense"))
+        labels.append(parse_label("dense"))
     dataset = load(config)
     folders.make(config)
     summaries = []

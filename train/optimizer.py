@@ -11,6 +11,7 @@ import gradpart_jax as gp
 from gradpart_jax.accounting import WORD_BITS
 from train import methods, placing
 from train.config import Config
+from train.labels import Label
 
 
 def schedule(config: Config) -> optax.Schedule:
@@ -37,7 +38,7 @@ def schedule(config: Config) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, peak, rise), after], [rise])
 
 
-def parts(config: Config, label: methods.Label) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
+def parts(config: Config, label: Label) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
     """Make an optimizer in two parts, between which an exchange may stand.
 
     Args:
@@ -63,7 +64,7 @@ def parts(config: Config, label: methods.Label) -> tuple[optax.GradientTransform
 
 
 def build(
-    config: Config, label: methods.Label, exchange: optax.GradientTransformation, ratio: float
+    config: Config, label: Label, exchange: optax.GradientTransformation, ratio: float
 ) -> optax.GradientTransformation:
     """Put clip, exchange and optimizer in order.
 
@@ -78,13 +79,16 @@ def build(
     """
     clip = optax.clip_by_global_norm(config.training.clip)
     direction, step = parts(config, label)
-    every = config.exchange.local_steps
-    if every > 1 or config.exchange.recipe == "local":
+    if config.exchange.apart:
         told = config.exchange.agreement
         agree = [gp.scale_by_agreement()] if told else []
         whole = optax.chain(clip, direction, *agree, step)
         meeting = gp.local_updates(
-            whole, every=every, exchange=exchange, keep_own=config.exchange.keep_own, axis_name=placing.AXIS
+            whole,
+            every=config.exchange.local_steps,
+            exchange=exchange,
+            keep_own=config.exchange.keep_own,
+            axis_name=placing.AXIS,
         )
         return gp.agreeing(meeting, placing.AXIS, bits_per_element=WORD_BITS * told / ratio) if told else meeting
     if config.exchange.recipe == "after":

@@ -12,13 +12,14 @@ from jax.sharding import Mesh
 from train import data, evaluate, methods, network, optimizer, placing, step
 from train.config import Config
 from train.errors import UsageError
+from train.labels import Label
 
 
 class Program(NamedTuple):
     """A training's functions; they are compiled when first used."""
 
     network: network.Network
-    label: methods.Label
+    label: Label
     ratio: float  # payload ratio asked for; 1 where the method has none
     tx: optax.GradientTransformation
     axes: step.State
@@ -28,7 +29,7 @@ class Program(NamedTuple):
     rates: np.ndarray  # float32[steps]: learning rate of each step
 
 
-def prepare(config: Config, dataset: data.Dataset, label: methods.Label, ratio: float) -> Program:
+def prepare(config: Config, dataset: data.Dataset, label: Label, ratio: float) -> Program:
     """Build a training's functions.
 
     Args:

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from train.log import amount, read
-from train.methods import Label
+from train.labels import Label
 from train.picture import Ended
 
 

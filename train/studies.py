@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from train.methods import METHODS
+from train.registry import METHODS
 
 StudyName: TypeAlias = Literal[
     "headline", "headline-digits", "headline-resnet20", "rivals", "rivals-digits", "ablation", "plane"

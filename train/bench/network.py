@@ -28,6 +28,7 @@ from train.bench.network_picture import draw, tables
 from train.bench.network_rows import plan, reached, rows_of
 from train.config import settle
 from train.errors import HostError, Interrupted, UsageError
+from train.labels import Label, parse_label, split_labels
 from train.launch import NOISE
 from train.log import read
 from train.main import parse
@@ -131,7 +132,7 @@ def main(args: Args) -> None:
         raise HostError("\n".join(failures))
 
 
-def labels_of(text: str) -> list[methods.Label | network_torch.Label]:
+def labels_of(text: str) -> list[Label | network_torch.Label]:
     """Read --methods.
 
     Args:
@@ -143,13 +144,13 @@ def labels_of(text: str) -> list[methods.Label | network_torch.Label]:
     Raises:
       UsageError: one is unknown or given twice, or PyTorch is named and not installed.
     """
-    pieces = methods.split(text)
+    pieces = split_labels(text)
     torch = network_torch.PREFIX
-    return [network_torch.parse(x) if x.startswith(torch) else methods.parse(x, "--methods") for x in pieces]
+    return [network_torch.parse(x) if x.startswith(torch) else parse_label(x, "--methods") for x in pieces]
 
 
 def train(
-    args: Args, net: links.Links, label: methods.Label | network_torch.Label, folder: Path, console: Console
+    args: Args, net: links.Links, label: Label | network_torch.Label, folder: Path, console: Console
 ) -> list[dict[str, Any]]:
     """Run one training on all hosts, and take its figures.
 
@@ -201,7 +202,7 @@ def _ending(log: Path) -> str:
     return "\n".join(lines[-SHOWN:])
 
 
-def prepare(args: Args, net: links.Links, label: methods.Label | network_torch.Label, folder: Path) -> Training:
+def prepare(args: Args, net: links.Links, label: Label | network_torch.Label, folder: Path) -> Training:
     """Lay out one training, by JAX or by PyTorch.
 
     Args:

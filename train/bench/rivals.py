@@ -19,13 +19,14 @@ from rich.progress import track
 
 import gradpart_jax as gp
 from gradpart_jax import exchange
-from train import figures, methods
+from train import figures, methods, registry
 from train.bench import rivals_picture
 from train.bench.compress import floor, gradient_of, timed
 from train.bench.rivals_picture import BUDGETS
 from train.bench.trees import layer
 from train.config import Exchange
 from train.errors import UsageError
+from train.labels import Label, parse_label, parse_labels
 
 AXIS = "devices"
 # Options without which a method has nothing to send, or would be looked at while it still learns
@@ -52,7 +53,7 @@ class Args:
     budget: float = 30.0
     """Link ratio asked for in the second: how many times fewer bits leave a device than in dense training."""
     methods: str = ",".join(
-        [f"partition:exchange={way}" for way in WAYS] + [m for m in methods.METHODS if m != "partition"]
+        [f"partition:exchange={way}" for way in WAYS] + [m for m in registry.METHODS if m != "partition"]
     )
     """Methods, such as partition,topk,powersgd:rank=2."""
     width: int = 512
@@ -95,7 +96,7 @@ def alike(devices: int, place: jax.Array) -> SimpleNamespace:
     )
 
 
-def measure(label: methods.Label, ratio: float, devices: int, gradient: Any, repeats: int) -> Row:
+def measure(label: Label, ratio: float, devices: int, gradient: Any, repeats: int) -> Row:
     """Update some times as one of several devices.
 
     Args:
@@ -152,7 +153,7 @@ def _ratios(counts: list[Any]) -> Row:
     }
 
 
-def rows_of(args: Args, labels: list[methods.Label], counts: list[int], known: list[Row]) -> Iterator[Row]:
+def rows_of(args: Args, labels: list[Label], counts: list[int], known: list[Row]) -> Iterator[Row]:
     """Measure method by method, or take what is known.
 
     Args:
@@ -171,7 +172,7 @@ def rows_of(args: Args, labels: list[methods.Label], counts: list[int], known: l
     found = {(row["method"], row["budget"], row["devices"]): row for row in known}
     for label in labels:
         extra = GIVEN.get(label.kind)
-        built = methods.parse(f"{label.text}:{extra}") if extra and not label.options else label
+        built = parse_label(f"{label.text}:{extra}") if extra and not label.options else label
         for budget in BUDGETS:
             for devices in counts:
                 key = (label.text, budget, devices)
@@ -213,7 +214,7 @@ def main(args: Args) -> None:
             raise UsageError(f"--{name} {value:g} is out of range: give 1 to 10000")
     if not 32 <= args.width <= 4096:
         raise UsageError(f"--width {args.width} is out of range: give 32 to 4096")
-    labels = methods.parse_many(args.methods)
+    labels = parse_labels(args.methods)
     figures.check(args.figure, args.json)
     settings = {"ratio": args.ratio, "budget": args.budget, "width": args.width}
     known: list[Row] = []

@@ -1,0 +1,125 @@
+"""Methods as users name them, with options: what `--method` and `train.compare --methods` accept."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from train.errors import UsageError
+from train.registry import METHODS, Method, parameters
+
+# Settings of a training that a label may have of its own
+TUNED = ("learning_rate", "local_steps", "recipe", "nesterov", "agreement", "keep_own")
+RECIPE_NAMES = ("local", "after", "before")
+NOT_OPTIONS = {"axis_name", "inner_axis", "model_axis", "ratio", "bits_per_element", "static_args", "devices"}
+
+
+class Label(NamedTuple):
+    """A method as users name it: `name` or `name:key=value,key=value`."""
+
+    text: str
+    kind: str
+    options: Mapping[str, Any]
+
+    @property
+    def method(self) -> Method:
+        """The method's entry."""
+        return METHODS[self.kind]
+
+    @property
+    def folder(self) -> str:
+        """The label as part of a folder's name."""
+        return self.text.replace(":", "-").replace(",", "-").replace("/", "-")
+
+
+def parse_label(text: str, option: str = "--method") -> Label:
+    """Read a label.
+
+    Args:
+      text: such as `partition:rungs=2,family=gamma`.
+      option: that gave it, for errors.
+
+    Returns:
+      Label.
+
+    Raises:
+      UsageError: the method or one of its options is unknown.
+
+    >>> parse_label("partition:rungs=2,family=gamma").options
+    {'rungs': 2, 'family': 'gamma'}
+    """
+    kind, _, rest = text.strip().partition(":")
+    if kind not in METHODS:
+        raise UsageError(f"{option} {kind or repr(text)} is unknown: choose among {', '.join(METHODS)}")
+    own = set(parameters(kind)) - NOT_OPTIONS
+    known = [*sorted(own), *sorted(set(TUNED) - own)]
+    options: dict[str, Any] = {}
+    for pair in rest.split(",") if rest else []:
+        key, equals, value = pair.partition("=")
+        if key not in known or not equals:
+            offered = ", ".join(f"{name}=..." for name in known) or "none"
+            raise UsageError(f"{option} {text}: {pair!r} is no option of {kind}: it has {offered}")
+        options[key] = _value(value)
+        _check_tuned(key, options[key], f"{option} {text}")
+    return Label(text.strip(), kind, options)
+
+
+def parse_labels(text: str, option: str = "--methods") -> list[Label]:
+    """Read labels, separated by commas; a piece with `=` alone belongs to the label before it.
+
+    Args:
+      text: such as `dense,partition:rungs=2,family=gamma`.
+      option: that gave it, for errors.
+
+    Returns:
+      Labels.
+
+    Raises:
+      UsageError: a method or option is unknown, or a label is given twice.
+
+    >>> [label.text for label in parse_labels("dense,partition:rungs=2,family=gamma")]
+    ['dense', 'partition:rungs=2,family=gamma']
+    """
+    return [parse_label(piece, option) for piece in split_labels(text, option)]
+
+
+def split_labels(text: str, option: str = "--methods") -> list[str]:
+    """Part labels, as `parse_labels` does before it reads them."""
+    pieces: list[str] = []
+    for piece in filter(None, (piece.strip() for piece in text.split(","))):
+        if "=" in piece and ":" not in piece and pieces:
+            pieces[-1] += ("," if ":" in pieces[-1] else ":") + piece
+        else:
+            pieces.append(piece)
+    if not pieces:
+        raise UsageError(f"{option} is empty: choose among {', '.join(METHODS)}")
+    twice = {piece for piece in pieces if pieces.count(piece) > 1}
+    if twice:
+        raise UsageError(f"{option} names {sorted(twice)[0]} twice: name it once")
+    return pieces
+
+
+def _check_tuned(key: str, value: Any, where: str) -> None:
+    """Refuse a setting that a label has of its own, as `check` refuses those of a configuration."""
+    if key == "recipe" and value not in RECIPE_NAMES:
+        raise UsageError(
+            f"{where}: recipe={value} is unknown: choose {', '.join(RECIPE_NAMES[:-1])} or {RECIPE_NAMES[-1]}"
+        )
+    if key == "agreement" and not (isinstance(value, int | float) and 0 <= value <= 0.99):
+        raise UsageError(f"{where}: agreement={value} is out of range: give 0, for none, to 0.99")
+    if key == "keep_own" and not (value is None or (isinstance(value, int | float) and 0 <= value <= 1)):
+        raise UsageError(f"{where}: keep_own={value} is out of range: give 0 to 1")
+    if key == "nesterov" and not isinstance(value, bool):
+        raise UsageError(f"{where}: nesterov={value} is unknown: choose true or false")
+    if key == "local_steps" and not (type(value) is int and value >= 1):
+        raise UsageError(f"{where}: local_steps={value} is out of range: give a whole number from 1 on")
+    if key == "learning_rate" and not (isinstance(value, int | float) and 1e-12 <= value <= 1e6):
+        raise UsageError(f"{where}: learning_rate={value} is out of range: give 1e-12 to 1e6")
+
+
+def _value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return {"true": True, "false": False, "none": None}.get(text.lower(), text)
