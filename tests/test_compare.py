@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 
 from train import check, compare, config, loop
-from train.labels import parse_labels
 from train.errors import UsageError
+from train.labels import parse_labels
 from train.studies import STUDIES, StudyName
 
 FEW = {"model": "mlp", "steps": 20, "batch": 32, "eval_every": 10, "devices": 4, "phases": False}
@@ -120,6 +120,11 @@ def test_a_comparison_is_resumed_and_averaged(tmp_path, monkeypatch) -> None:
     with console.capture() as captured:
         console.print(compare.table(rows, "image"))
     assert "partition" in captured.get()
+    assert "diverged" not in captured.get()
+    broken = [{**row, "test_loss": {"mean": float("nan"), "spread": float("nan")}} for row in rows]
+    with console.capture() as captured:
+        console.print(compare.table(broken, "image"))
+    assert captured.get().count("diverged") == 2
     # What was asked for is known when it goes on
     found = compare.parse(["--resume", "--name", "c", "--workdir", str(tmp_path)])
     assert (found.methods, found.budgets, found.seeds, found.training.steps) == ("dense,partition", "50", 2, 20)

@@ -187,6 +187,20 @@ def test_seeds_are_taken_together_and_a_run_that_goes_on_is_left_out(tmp_path: P
     assert "Quality against bytes" in text
 
 
+def test_a_seed_that_diverged_is_not_left_out_of_the_mean(tmp_path: Path) -> None:
+    """A mean over those that went well would praise a method that breaks down."""
+    for seed in range(3):
+        run = make_run(tmp_path / f"p{seed}", seed=seed, budget=50.0)
+        make_run(tmp_path / f"d{seed}", "dense", seed=seed, budget=50.0)
+    summary = json.loads((run / "summary.json").read_text()) | {"test_loss": None, "test_accuracy": None}
+    (run / "summary.json").write_text(json.dumps(summary))
+    found = groups.gather(runs.find([tmp_path]), "t")
+    assert np.isnan(found[0].spread("test_loss")).all()
+    assert np.isfinite(found[0].spread("link_bytes")).all()
+    assert np.isfinite(found[1].spread("test_loss")).all()
+    assert "1 of 3 diverged" in text_of(write([tmp_path], tmp_path / "report.html"))
+
+
 def test_long_runs_are_thinned_out_and_the_page_says_so(tmp_path: Path) -> None:
     make_run(tmp_path / "long", steps=4100, every=500)
     held = tables(groups.gather(runs.find([tmp_path]), "t"))

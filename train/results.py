@@ -11,9 +11,10 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from train.log import amount, read
 from train.labels import Label
+from train.log import amount, read
 from train.picture import Ended
+from train.report.groups import mean_and_deviation
 
 
 class Entry(NamedTuple):
@@ -50,9 +51,8 @@ def tabulate(entries: Sequence[Entry], summaries: Sequence[dict[str, Any]]) -> l
         own = [summary for _, summary in _of(key, entries, summaries)]
         row: dict[str, Any] = {"method": key[0], "budget": key[1], "seeds": [s["seed"] for s in own]}
         for figure in ("test_accuracy", "test_loss", "link_ratio", "payload_ratio", "link_bytes", "seconds"):
-            values = np.array([np.nan if s[figure] is None else s[figure] for s in own], float)
-            spread = float(values.std(ddof=1)) if len(values) > 1 else None
-            row[figure] = {"mean": float(values.mean()), "spread": spread}
+            mean, deviation = mean_and_deviation([np.nan if s[figure] is None else s[figure] for s in own])
+            row[figure] = {"mean": mean, "spread": deviation if len(own) > 1 else None}
         rows.append(row)
     return rows
 
@@ -127,5 +127,7 @@ def _of(
 
 def _figure(value: dict[str, float | None], form: str, factor: float) -> str:
     mean, spread = value["mean"], value["spread"]
-    text = "-" if mean is None else form.format(factor * mean)
+    if mean is None or not np.isfinite(mean):
+        return "diverged"
+    text = form.format(factor * mean)
     return text if spread is None else f"{text} ± {form.format(factor * spread)}"

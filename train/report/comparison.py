@@ -88,7 +88,8 @@ def pictures(groups: Sequence[Group]) -> list[Panel]:
 def _cell(group: Group, key: str, name: str, write: Writer) -> Cell:
     mean, deviation = group.spread(key)
     if not np.isfinite(mean):
-        return Cell(name, "\u2013", "")
+        diverged = sum(run.diverged for run in group.counted) if key.startswith("test_") else 0
+        return Cell(name, "\u2013", f"{diverged} of {len(group.counted)} diverged" if diverged else "")
     return Cell(name, write(mean), f"± {write(deviation)}" if len(group.counted) > 1 else "")
 
 

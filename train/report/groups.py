@@ -50,16 +50,32 @@ class Group:
           key: of `Run.last`, or payload_ratio or link_ratio.
 
         Returns:
-          Mean, and standard deviation (0 for one run); not a number where no run has the figure.
+          Mean and standard deviation; not numbers where a run diverged, or no run has the figure yet.
         """
         take = {"payload_ratio": lambda r: r.ratio("payload"), "link_ratio": lambda r: r.ratio("link")}
-        values = np.asarray([take.get(key, lambda r: r.last(key))(run) for run in self.counted])
-        values = values[np.isfinite(values)]
-        if not len(values):
-            return float("nan"), float("nan")
-        # Equal values have a mean that is off by rounding, and no spread
-        spread = float(np.std(values, ddof=1)) if np.ptp(values) else 0.0
-        return float(np.mean(values)), spread
+        values = [take.get(key, lambda r: r.last(key))(run) for run in self.counted]
+        if not self.counted[0].finished:
+            values = [value for value in values if np.isfinite(value)]
+        return mean_and_deviation(values)
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
+    """Average over seeds.
+
+    Args:
+      values: one a seed.
+
+    Returns:
+      Mean, and standard deviation, which one seed alone does not have: 0 there. Not numbers where one of the values is
+      none, and where there are no values.
+
+    >>> mean_and_deviation([1.0, 3.0, 2.0])
+    (2.0, 1.0)
+    """
+    if not len(values) or not np.isfinite(values).all():
+        return float("nan"), float("nan")
+    # Equal values have a mean that is off by rounding, and no spread
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if np.ptp(values) else 0.0
 
 
 def gather(runs: Sequence[Run], prefix: str) -> list[Group]:

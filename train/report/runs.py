@@ -69,6 +69,11 @@ class Run:
         """Whether the run wrote its summary."""
         return self.summary.get("status") == "finished"
 
+    @property
+    def diverged(self) -> bool:
+        """Whether the run ended with a test loss that is no number."""
+        return self.finished and "test_loss" in self.summary and number(self.summary["test_loss"]) is None
+
     def about(self, key: str, default: Any) -> Any:
         """Look a fact up in the header, the summary and the configuration, in this order.
 
@@ -103,11 +108,10 @@ class Run:
           key: of summary.json and metrics.jsonl.
 
         Returns:
-          The figure; not a number where there is none.
+          The figure; not a number where there is none, or where the training diverged.
         """
-        value = number(self.summary.get(key))
-        if value is not None:
-            return value
+        if key in self.summary:
+            return number(self.summary[key], float("nan"))
         column = self.column(key)
         known = column[np.isfinite(column)]
         return float(known[-1]) if len(known) else float("nan")
