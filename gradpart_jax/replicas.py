@@ -40,6 +40,9 @@ def apply_updates(params: Any, updates: Any, opt_state: Any) -> Any:
 def agreed(params: Any, opt_state: Any) -> Any:
     """Give the parameters that all devices share: those to evaluate, and to keep.
 
+    Running statistics of batch normalisation do not fit them, for they are of the parameters that a device went on
+    from: take them anew from some training batches before evaluating (Wu and Johnson, 2021, section 3).
+
     Args:
       params: of this device.
       opt_state: that belongs to them.

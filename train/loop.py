@@ -132,7 +132,7 @@ def train(
             times = phases.measure(config, program, standing.state, next(source))
         if hosts.leads():
             options.write_json(plain(times), folder / "phases.json")
-    scores = evaluate.run(program.evaluator, standing.state, dataset.test)
+    scores = evaluate.run(program.evaluator, standing.state, dataset)
 
     def conclude() -> dict[str, Any]:
         result = summarise(about, read(folder / "metrics.jsonl"), scores, config.exchange.warmup_steps)

@@ -54,12 +54,28 @@ class Network(NamedTuple):
         each, right = score(logits, batch["label"])
         return jnp.mean(each), (jnp.mean(right), changed.get("batch_stats", batch_stats))
 
+    def statistics(self, params: Any, batch_stats: Any, batch: dict[str, jax.Array]) -> Any:
+        """Find a batch's own statistics, which no earlier batch and no other parameters have a part in.
+
+        Args:
+          params: of the model.
+          batch_stats: of the same shapes.
+          batch: input.
+
+        Returns:
+          Batch statistics.
+        """
+        nothing = jax.tree.map(jnp.zeros_like, batch_stats)
+        variables = {"params": params, "batch_stats": nothing}
+        _, changed = self.module.apply(variables, batch["input"], train=True, mutable=["batch_stats"])
+        return jax.tree.map(lambda x: x / (1 - models.MOMENTUM), changed["batch_stats"])
+
     def test(self, params: Any, batch_stats: Any, batch: dict[str, jax.Array]) -> Scores:
         """Score a batch by running statistics.
 
         Args:
           params: of the model.
-          batch_stats: averaged over devices.
+          batch_stats: of these parameters.
           batch: input, label, and the weight of each example.
 
         Returns:

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 
 from train.errors import UsageError
 from train.models.lenet import LeNet5 as LeNet5
+from train.models.resnet import MOMENTUM as MOMENTUM
 from train.models.resnet import ResNet as ResNet
 from train.models.resnet import ThinResNet as ThinResNet
 from train.models.resnet import resnet18, resnet20, resnet50, resnet56

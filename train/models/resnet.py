@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 SMALL = 64  # images up to this side count as small
+MOMENTUM = 0.9  # of batch normalisation's running statistics
 
 # Of the rectified fan-out, as in the paper's own initialisation
 INITIALIZER = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -40,7 +41,7 @@ class Normalised(nn.Module):
         )(x)
         return nn.BatchNorm(
             use_running_average=not train,
-            momentum=0.9,
+            momentum=MOMENTUM,
             dtype=self.dtype,
             scale_init=nn.initializers.constant(self.scale),
         )(x)

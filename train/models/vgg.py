@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from train.models.resnet import INITIALIZER, SMALL
+from train.models.resnet import INITIALIZER, MOMENTUM, SMALL
 
 STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 
@@ -32,7 +32,7 @@ class VGG16(nn.Module):
         for width, layers in STAGES:
             for _ in range(layers):
                 x = nn.Conv(width, (3, 3), kernel_init=INITIALIZER, dtype=self.dtype)(x)
-                x = nn.BatchNorm(use_running_average=not train, momentum=0.9, dtype=self.dtype)(x)
+                x = nn.BatchNorm(use_running_average=not train, momentum=MOMENTUM, dtype=self.dtype)(x)
                 x = nn.relu(x)
             # Padded, so that an image of fewer than 32 pixels leaves one, not none.
             x = nn.max_pool(x, (2, 2), (2, 2), padding="SAME")
