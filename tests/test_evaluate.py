@@ -42,7 +42,7 @@ def test_batch_statistics_are_taken_anew_at_the_shared_parameters() -> None:
     def scored(factor: float) -> tuple[float, float]:
         own: Any = jax.tree.map(lambda x: np.full((DEVICES, *x.shape), factor, np.float32), like)
         state = step.State(placing.place(params, None, mesh), (), placing.place(own, 0, mesh), None)
-        return evaluate.run(evaluator, state, dataset)
+        return evaluate.score(evaluator, evaluate.shared(evaluator, state, dataset), dataset.test)
 
     hidden = np.asarray(nn.Dense(6).apply({"params": params["Dense_0"]}, inputs))
     exact = {"BatchNorm_0": {"mean": hidden.mean(axis=0), "var": hidden.var(axis=0)}}

@@ -12,9 +12,10 @@ import numpy as np
 import optax
 import pytest
 import tensorflow_datasets as tfds
+from flax import serialization
 from rich.console import Console
 
-from train import check, config, loop, main, methods, optimizer, options, screen, step
+from train import check, config, data, loop, main, methods, models, optimizer, options, screen, step
 from train.errors import NonFiniteError, UsageError
 from train.interrupts import Interrupts
 from train.labels import parse_label
@@ -203,6 +204,19 @@ def test_a_run_leaves_its_files(done) -> None:
     assert partition["payload_bytes"] * 90 < dense["payload_bytes"] == 4 * dense["parameters"] * 20
     assert dense["forecast_error"] is None
     assert (done.folder / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.xdist_group("done")
+def test_the_model_that_is_left_scores_as_the_run_says(done) -> None:
+    settings = config.flat(done)
+    dataset = data.load(settings["data"], settings["data_dir"])
+    examples = dataset.test.read(np.arange(dataset.test.size))
+    for method in ("partition", "dense"):
+        folder = done.folder / method
+        variables = serialization.msgpack_restore((folder / "model.msgpack").read_bytes())
+        logits = models.build(settings["model"], dataset.classes).apply(variables, examples["input"])
+        right = np.mean(np.argmax(logits, axis=1) == examples["label"])
+        assert right == pytest.approx(json.loads((folder / "summary.json").read_text())["test_accuracy"])
 
 
 @pytest.mark.xdist_group("done")

@@ -1,4 +1,4 @@
-"""Scores on the test split, computed by all devices together.
+"""The model that devices share, and its scores on the test split, computed by all of them together.
 
 Running batch statistics are those of the parameters that each device went on from, and of all that it came through.
 What devices share are other parameters, and activations under them have other means and variances, tens of times larger
@@ -8,12 +8,15 @@ the training split, as by Wu and Johnson, "Rethinking 'Batch' in BatchNorm" (202
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import serialization
 from jax.sharding import Mesh
 
 import gradpart_jax as gp
@@ -21,7 +24,7 @@ from gradpart_jax import accounting
 from train import hosts, step
 from train.data import Dataset, Split
 from train.network import Network
-from train.placing import AXIS, over_devices, place
+from train.placing import AXIS, one, over_devices, place
 
 BATCH = 512
 SURVEYED = 8  # batches at most, that statistics are taken from
@@ -34,6 +37,20 @@ class Evaluator(NamedTuple):
     survey: Callable[..., Any]  # to each device's statistics, a batch taken in
     average: Callable[[Any], Any]
     mesh: Mesh
+
+
+class Model(NamedTuple):
+    """What is evaluated, and kept; replicas."""
+
+    params: Any
+    batch_stats: Any  # may be an empty tree
+
+    def save(self, path: Path) -> None:
+        """Write the model's variables in flax's msgpack format; what stood there stands until all is written."""
+        kept = {name: tree for name, tree in self._asdict().items() if jax.tree.leaves(tree)}
+        part = path.with_name(path.name + ".part")
+        part.write_bytes(serialization.msgpack_serialize(jax.tree.map(np.asarray, one(kept))))
+        os.replace(part, path)
 
 
 def make(network: Network, mesh: Mesh) -> Evaluator:
@@ -65,27 +82,40 @@ def make(network: Network, mesh: Mesh) -> Evaluator:
     )
 
 
-def run(evaluator: Evaluator, state: step.State, dataset: Dataset) -> tuple[float, float]:
-    """Score the parameters that all devices share, by batch statistics of their own.
+def shared(evaluator: Evaluator, state: step.State, dataset: Dataset) -> Model:
+    """Make the model that a training has come to: the same on all devices.
 
     Args:
       evaluator: of `make`.
       state: placed on the mesh.
-      dataset: to score on its test split, and to take batch statistics from its training split.
+      dataset: to take batch statistics from its training split.
+
+    Returns:
+      Model.
+    """
+    params = gp.agreed(state.params, state.opt_state)
+    return Model(params, _statistics(evaluator, params, state.batch_stats, dataset.train))
+
+
+def score(evaluator: Evaluator, model: Model, split: Split) -> tuple[float, float]:
+    """Score a model.
+
+    Args:
+      evaluator: of `make`.
+      model: of `shared`.
+      split: to score on.
 
     Returns:
       Mean loss in nats, and accuracy.
     """
-    split, devices = dataset.test, evaluator.mesh.size
+    devices = evaluator.mesh.size
     size = -(-min(BATCH, split.size) // devices) * devices
     share = size // hosts.count()
-    params = gp.agreed(state.params, state.opt_state)
-    stats = _statistics(evaluator, params, state.batch_stats, dataset.train)
     sums = []
     for start in range(share * hosts.index(), split.size + share * hosts.index(), size):
         numbers = np.arange(start, start + share)
         batch = split.read(np.minimum(numbers, split.size - 1)) | {"weight": (numbers < split.size).astype(np.float32)}
-        sums.append(evaluator.test(params, stats, _placed(batch, evaluator.mesh)))
+        sums.append(evaluator.test(*model, _placed(batch, evaluator.mesh)))
     loss, accuracy = np.sum([np.asarray(each, np.float64) for each in sums], axis=(0, 1)) / split.size
     return float(loss), float(accuracy)
 

@@ -132,9 +132,11 @@ def train(
             times = phases.measure(config, program, standing.state, next(source))
         if hosts.leads():
             options.write_json(plain(times), folder / "phases.json")
-    scores = evaluate.run(program.evaluator, standing.state, dataset)
+    model = evaluate.shared(program.evaluator, standing.state, dataset)
+    scores = evaluate.score(program.evaluator, model, dataset.test)
 
     def conclude() -> dict[str, Any]:
+        model.save(folder / "model.msgpack")
         result = summarise(about, read(folder / "metrics.jsonl"), scores, config.exchange.warmup_steps)
         options.write_json(plain(result), folder / "summary.json")
         return result

@@ -170,7 +170,8 @@ class Session:
 
     def _evaluate(self, standing: Standing, line: dict[str, Any]) -> tuple[Standing, dict[str, Any]]:
         """Score, and count what averaging the batch statistics for it costs."""
-        loss, accuracy = evaluate.run(self._program.evaluator, standing.state, self._dataset)
+        model = evaluate.shared(self._program.evaluator, standing.state, self._dataset)
+        loss, accuracy = evaluate.score(self._program.evaluator, model, self._dataset.test)
         payload, link = evaluate.cost(standing.state, self._config.devices)
         standing = standing._replace(
             payload_bytes=standing.payload_bytes + payload, link_bytes=standing.link_bytes + link
