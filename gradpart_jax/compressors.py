@@ -49,6 +49,7 @@ def partition_compress(
     ratio: float | None = None,
     momentum: float | jax.Array | None = None,
     memory_decay: float | jax.Array = 1.0,
+    memory_allowance: float | jax.Array = 0.0,
     warmup_steps: int = 0,
     learn_every: int | None = None,
     seed: int | None = None,
@@ -81,6 +82,7 @@ def partition_compress(
       ratio: the same said otherwise, 32 / bits_per_element, at least 1.
       momentum: of momentum correction, in [0, 1); None for none.
       memory_decay: what the memory is multiplied by each step, in (0, 1].
+      memory_allowance: how many times more than once what opposes the memory counts, at least 0 (see `compress`).
       warmup_steps: first steps that are exchanged dense.
       learn_every: steps between two histograms, each of which trains the predictor by one step and costs
         65 words a leaf; None chooses so that they take at most 3 % of the budget, 0 does not train.
@@ -167,6 +169,7 @@ def partition_compress(
         error_feedback=error_feedback,
         momentum=momentum,
         memory_decay=memory_decay,
+        memory_allowance=memory_allowance,
     )
 
 

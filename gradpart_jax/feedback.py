@@ -2,17 +2,20 @@
 
 Sources: Seide et al., "1-bit stochastic gradient descent" (2014) for the memory; Lin et al., "Deep gradient
 compression" (ICLR 2018), sections 3.1 and 3.2, for momentum correction and masking; Richtarik, Sokolov and Fatkhullin,
-"EF21" (NeurIPS 2021), algorithm 2, for an estimate in the memory's place.
+"EF21" (NeurIPS 2021), algorithm 2, for an estimate in the memory's place; Page, "Continuous inspection schemes"
+(Biometrika 1954), for the cumulative sum with an allowance.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from gradpart_jax.buffers import Buffer, scatter_add
+from gradpart_jax.replicated import rounded
 from gradpart_jax.segments import Layout, add_tree, ravel
 
 
@@ -47,13 +50,16 @@ def init(layout: Layout, *, enabled: bool, momentum: bool) -> Memory:
     )
 
 
-def add(gradient: Any, memory: Memory, layout: Layout) -> tuple[jax.Array, jax.Array]:
+def add(
+    gradient: Any, memory: Memory, layout: Layout, allowance: float | jax.Array = 0.0
+) -> tuple[jax.Array, jax.Array]:
     """Add the memory to a gradient: a = g + m, or a = (g + u) + m with momentum correction.
 
     Args:
       gradient: a tree.
       memory: of the step before.
       layout: the gradient's segments.
+      allowance: of `accumulate`.
 
     Returns:
       float32[n], what the compressor is given; float32[n], g + u with momentum correction, else [0].
@@ -61,7 +67,36 @@ def add(gradient: Any, memory: Memory, layout: Layout) -> tuple[jax.Array, jax.A
     moving = add_tree(gradient, memory.velocity, layout) if memory.velocity.size else memory.velocity
     if not memory.residual.size:
         return ravel(gradient, layout), moving
-    return moving + memory.residual if moving.size else add_tree(gradient, memory.residual, layout), moving
+    plain = isinstance(allowance, float) and allowance == 0.0
+    sum_of = jnp.add if plain else functools.partial(accumulate, allowance=allowance)
+    if moving.size:
+        return sum_of(moving, memory.residual), moving
+    return add_tree(gradient, memory.residual, layout, sum_of), moving
+
+
+def accumulate(fresh: jax.Array, held: jax.Array, allowance: float | jax.Array) -> jax.Array:
+    """Add up, but let what opposes the sum count 1 + allowance times, until it has used the sum up.
+
+    A cumulative sum with an allowance (Page, 1954) of allowance / (2 + allowance) of each |fresh|: noise, which opposes
+    itself at every second step, comes to nothing, while a drift is summed up. Products are rounded by one bit, so that
+    no compiler contracts them with the sum.
+
+    Args:
+      fresh: float32[n].
+      held: float32[n], the sum so far.
+      allowance: at least 0.
+
+    Returns:
+      float32[n].
+
+    >>> import jax.numpy as jnp
+    >>> accumulate(jnp.float32([1, -1, -4]), jnp.float32([2, 2, 2]), allowance=1.0)
+    Array([ 3.,  0., -3.], dtype=float32)
+    """
+    more = rounded(fresh * allowance)
+    left = rounded(held * (1.0 / (1.0 + allowance)))
+    undone = jnp.where(jnp.abs(fresh + more) < jnp.abs(held), held + (fresh + more), left + fresh)
+    return jnp.where((fresh < 0) == (held < 0), held + fresh, undone)
 
 
 def subtract(

@@ -50,12 +50,12 @@ def replicated(function: Callable[..., Any]) -> Callable[..., Any]:
         # Constants are arguments too: within a conditional vmap maps them over devices as everything else.
         traced, shape = jax.make_jaxpr(fixed, return_shape=True)(*arguments)
 
-        def rounded(constants: list[jax.Array], *arguments: Any) -> Any:
+        def within(constants: list[jax.Array], *arguments: Any) -> Any:
             results = _evaluate(ClosedJaxpr(traced.jaxpr, constants), *jax.tree.leaves(arguments))
             return jax.tree.unflatten(jax.tree.structure(shape), results)
 
         # Stored, so that the loops that look these numbers up do not compute them.
-        return jax.tree.map(stored, jax.custom_batching.sequential_vmap(rounded)(list(traced.consts), *arguments))
+        return jax.tree.map(stored, jax.custom_batching.sequential_vmap(within)(list(traced.consts), *arguments))
 
     return run
 
@@ -78,12 +78,12 @@ def _operate(equation: JaxprEqn, operands: list[Any]) -> list[jax.Array]:
         return _evaluate(inner, *operands)
     if equation.primitive.name == "div" and operands[0].dtype == jnp.float32:
         # A division by few numbers becomes a multiplication in some programs only: write it so in all.
-        return [_rounded(operands[0] * _rounded(1.0 / operands[1]))]
+        return [rounded(operands[0] * rounded(1.0 / operands[1]))]
     equation = equation.replace(params={name: _rewrite(value) for name, value in equation.params.items()})
     pairs = [(x, y) for x, y in zip(equation.invars, operands, strict=True) if not isinstance(x, Literal)]
     operation = jaxpr_as_fun(ClosedJaxpr(Jaxpr((), [x for x, _ in pairs], equation.outvars, [equation]), ()))
     results = operation(*[y for _, y in pairs])
-    return results if equation.primitive.name in EXACT else [_rounded(result) for result in results]
+    return results if equation.primitive.name in EXACT else [rounded(result) for result in results]
 
 
 def _rewrite(parameter: Any) -> Any:
@@ -95,5 +95,13 @@ def _rewrite(parameter: Any) -> Any:
     return parameter
 
 
-def _rounded(x: jax.Array) -> jax.Array:
+def rounded(x: jax.Array) -> jax.Array:
+    """Round a float32 by one bit, so that no compiler contracts what made it with what follows.
+
+    Args:
+      x: of any type; what is not float32 stays as it is.
+
+    Returns:
+      An array like x.
+    """
     return jax.lax.reduce_precision(x, 8, MANTISSA) if x.dtype == jnp.float32 else x

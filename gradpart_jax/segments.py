@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
@@ -103,20 +104,23 @@ def ravel(tree: Any, layout: Layout) -> jax.Array:
     return _aligned(parts) if parts else jnp.zeros(0, jnp.float32)
 
 
-def add_tree(tree: Any, vector: jax.Array, layout: Layout) -> jax.Array:
+def add_tree(
+    tree: Any, vector: jax.Array, layout: Layout, add: Callable[[jax.Array, jax.Array], jax.Array] = jnp.add
+) -> jax.Array:
     """Add a tree to a flat vector: `ravel(tree, layout) + vector`, with one array made instead of two.
 
     Args:
       tree: pytree of real arrays with the layout's leaf sizes.
       vector: float32[layout.total], zeros between the segments.
       layout: of `layout_of`.
+      add: what stands for the sum of two elements; of zeros it is zero.
 
     Returns:
       float32[layout.total].
     """
     parts = [jnp.asarray(leaf).astype(jnp.float32).reshape(-1) for leaf in jax.tree.leaves(tree)]
     if len(parts) == 1 and layout.total == layout.elements:
-        return parts[0] + vector
+        return add(parts[0], vector)
     # Zeros that no compiler knows for such, from a loop of no rounds: all threads meet their fresh pages, where known
     # ones would be folded into the first update, which is one thread's.
     rounds = jnp.min(jax.lax.bitcast_convert_type(vector[:ALIGNMENT], jnp.uint32) | 1) == 0
@@ -124,7 +128,7 @@ def add_tree(tree: Any, vector: jax.Array, layout: Layout) -> jax.Array:
     for part, start, size in zip(parts, layout.starts, layout.sizes, strict=True):
         if size:
             before = jax.lax.slice(vector, (start,), (start + size,))
-            total = jax.lax.dynamic_update_slice(total, part + before, (start,))
+            total = jax.lax.dynamic_update_slice(total, add(part, before), (start,))
     return total
 
 

@@ -27,6 +27,7 @@ def compress(
     error_feedback: bool | str = True,
     momentum: float | jax.Array | None = None,
     memory_decay: float | jax.Array = 1.0,
+    memory_allowance: float | jax.Array = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
     """Exchange gradients by a compression scheme: local gradients in, their decompressed mean out.
 
@@ -60,13 +61,17 @@ def compress(
       error_feedback: whether what is not sent is remembered; "ef21" for an estimate in place of a memory.
       momentum: of momentum correction, in [0, 1); None for none. Then use an optimizer without momentum of its own.
       memory_decay: what the memory is multiplied by each step, in (0, 1].
+      memory_allowance: how many times more than once what opposes the memory counts, until that is used up; at least 0.
+        Noise then comes to nothing in place of waiting, while what is consistent is summed up and sent: a cumulative
+        sum with an allowance (Page, Biometrika 1954). Of use where little is sent.
 
     Returns:
       An `optax.GradientTransformationExtraArgs`; extra arguments are ignored.
 
     Raises:
       TypeError: scheme is not a Scheme, or (in init) a leaf is not real floating point.
-      ValueError: momentum or memory_decay out of range, or not of use with this error_feedback; an axis given twice.
+      ValueError: momentum, memory_decay or memory_allowance out of range, or not of use with this error_feedback; an
+        axis given twice.
 
     >>> import jax, jax.numpy as jnp, gradpart_jax as gp
     >>> tx = gp.compress(gp.baselines.dense(), axis_name="w")
@@ -80,11 +85,15 @@ def compress(
     meshes.check_apart(axis_name, inner_axis, model_axis)
     check_number("momentum", momentum, at_least=0.0, below=1.0, optional=True)
     check_number("memory_decay", memory_decay, above=0.0, at_most=1.0)
+    check_number("memory_allowance", memory_allowance, at_least=0.0, below=float("inf"))
     if not isinstance(error_feedback, bool) and error_feedback != EF21:
         raise ValueError(f"error_feedback={error_feedback!r} is no feedback: give True, False or {EF21!r}")
     by_estimate = error_feedback == EF21
-    if by_estimate and (momentum is not None or not isinstance(memory_decay, float) or memory_decay != 1.0):
-        raise ValueError("EF21 keeps an estimate, not a memory: leave momentum=None and memory_decay=1.0")
+    lossless = all(isinstance(x, float) and x == y for x, y in ((memory_decay, 1.0), (memory_allowance, 0.0)))
+    if by_estimate and (momentum is not None or not lossless):
+        raise ValueError(
+            "EF21 keeps an estimate, not a memory: leave momentum=None, memory_decay=1.0 and memory_allowance=0.0"
+        )
     if momentum is not None and not error_feedback:
         raise ValueError("momentum correction stands on the memory: leave error_feedback on, or momentum=None")
 
@@ -110,7 +119,7 @@ def compress(
         if by_estimate:
             vector, moving = feedback.difference(gradients, state.memory, layout), state.memory.velocity
         else:
-            vector, moving = feedback.add(gradients, state.memory, layout)
+            vector, moving = feedback.add(gradients, state.memory, layout, memory_allowance)
         vector, agreed = meshes.spoil(vector, model_axis)
 
         def settle(sent: feedback.Sent | jax.Array, finite: jax.Array) -> feedback.Memory:

@@ -75,7 +75,7 @@ DENSE = gp.dense_mean(AXIS)
 @pytest.mark.parametrize("rungs", [1, pytest.param(2, marks=pytest.mark.deep)])  # each is one more branch to compile
 def test_replicas_are_bit_equal_for_80_steps_under_pmap_and_equal_vmap_and_shard_map(rungs) -> None:
     """The same updates, bit for bit, three ways; the pmapped step is traced once."""
-    tx = partition(AXIS, learn_every=20, momentum=0.5, rungs=rungs)
+    tx = partition(AXIS, learn_every=20, momentum=0.5, memory_allowance=0.3, rungs=rungs)
     state = tx.init(PARAMS)
     axes = gp.state_axes(state)
     traces = 0
@@ -461,6 +461,7 @@ DEFAULT_ALONE = partition()
         ({"momentum": 1.0}, ValueError, "momentum=1.0"),
         ({"momentum": 0.9, "error_feedback": False}, ValueError, "error_feedback"),
         ({"memory_decay": 0.0}, ValueError, "memory_decay=0.0"),
+        ({"memory_allowance": -0.1}, ValueError, "memory_allowance=-0.1"),
         ({"warmup_steps": -1}, ValueError, "warmup_steps=-1"),
         ({"warmup_steps": 1.5}, TypeError, "warmup_steps=1.5"),
         ({"learn_every": -2}, ValueError, "learn_every=-2"),

@@ -39,7 +39,7 @@ def rival(
     Returns:
       A constructor: the axis name, and by keyword the payload ratio, the maker's options and those of `gp.compress`.
     """
-    compressing = {"error_feedback": True, "momentum": None, "memory_decay": 1.0} | defaults
+    compressing = {"error_feedback": True, "momentum": None, "memory_decay": 1.0, "memory_allowance": 0.0} | defaults
     own = {DENSITY if name == "ratio" else name: p for name, p in inspect.signature(maker).parameters.items()}
     shown = DENSITY if size == "ratio" else size
 
