@@ -52,6 +52,22 @@ def check_number(
         raise ValueError(f"{name}={value!r} is out of range: give a number {' and '.join(wanted)}")
 
 
+def is_fixed(value: Any, number: float) -> bool:
+    """Say whether an argument is a number that is known while tracing, so that what it would do can be left out.
+
+    Args:
+      value: of the argument.
+      number: that does nothing.
+
+    Returns:
+      Whether it is; of an array, which a schedule gives, nothing is known.
+
+    >>> is_fixed(1.0, 1.0)
+    True
+    """
+    return isinstance(value, float) and value == number
+
+
 def check_integer(name: str, value: Any, least: int, most: int, *, optional: bool = False) -> None:
     """Check that an argument is a Python integer within bounds.
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from gradpart_jax.buffers import Buffer, scatter_add
+from gradpart_jax.checks import is_fixed
 from gradpart_jax.replicated import rounded
 from gradpart_jax.segments import Layout, add_tree, ravel
 
@@ -67,8 +68,7 @@ def add(
     moving = add_tree(gradient, memory.velocity, layout) if memory.velocity.size else memory.velocity
     if not memory.residual.size:
         return ravel(gradient, layout), moving
-    plain = isinstance(allowance, float) and allowance == 0.0
-    sum_of = jnp.add if plain else functools.partial(accumulate, allowance=allowance)
+    sum_of = jnp.add if is_fixed(allowance, 0.0) else functools.partial(accumulate, allowance=allowance)
     if moving.size:
         return sum_of(moving, memory.residual), moving
     return add_tree(gradient, memory.residual, layout, sum_of), moving
@@ -127,7 +127,7 @@ def subtract(
       The memory for the next step.
     """
     residual, velocity = memory
-    keep_all = isinstance(decay, float) and decay == 1.0
+    keep_all = is_fixed(decay, 1.0)
     if residual.size:
         if isinstance(sent, Sent):
             rest = jnp.where(sent.everything, 0.0, vector if keep_all else decay * vector)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from gradpart_jax import accounting, feedback, meshes
-from gradpart_jax.checks import check_number
+from gradpart_jax.checks import check_number, is_fixed
 from gradpart_jax.exchange import AxisName, axis_size
 from gradpart_jax.scheme import Reduced, Report, Scheme, dense_report
 from gradpart_jax.segments import Layout, layout_of, segment_names, unravel
@@ -89,7 +89,7 @@ def compress(
     if not isinstance(error_feedback, bool) and error_feedback != EF21:
         raise ValueError(f"error_feedback={error_feedback!r} is no feedback: give True, False or {EF21!r}")
     by_estimate = error_feedback == EF21
-    lossless = all(isinstance(x, float) and x == y for x, y in ((memory_decay, 1.0), (memory_allowance, 0.0)))
+    lossless = is_fixed(memory_decay, 1.0) and is_fixed(memory_allowance, 0.0)
     if by_estimate and (momentum is not None or not lossless):
         raise ValueError(
             "EF21 keeps an estimate, not a memory: leave momentum=None, memory_decay=1.0 and memory_allowance=0.0"

@@ -35,7 +35,7 @@ def test_noise_comes_to_nothing_and_a_drift_is_summed_up() -> None:
 
     assert np.std(end(0.0, 0.0)) > 40
     assert np.std(end(0.0, 0.3)) < 10
-    # Of a drift of half of the noise, nine tenths and more remain.
+    # Of a drift of half of the noise, three quarters and more remain.
     assert np.mean(end(0.5, 0.3)) > 0.9 * 0.5 * 2000 * 0.85
 
 

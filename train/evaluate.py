@@ -8,7 +8,6 @@ the training split, as by Wu and Johnson, "Rethinking 'Batch' in BatchNorm" (202
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ import gradpart_jax as gp
 from gradpart_jax import accounting
 from train import hosts, step
 from train.data import Dataset, Split
+from train.log import write_whole
 from train.network import Network
 from train.placing import AXIS, one, over_devices, place
 
@@ -46,11 +46,9 @@ class Model(NamedTuple):
     batch_stats: Any  # may be an empty tree
 
     def save(self, path: Path) -> None:
-        """Write the model's variables in flax's msgpack format; what stood there stands until all is written."""
+        """Write the model's variables in flax's msgpack format."""
         kept = {name: tree for name, tree in self._asdict().items() if jax.tree.leaves(tree)}
-        part = path.with_name(path.name + ".part")
-        part.write_bytes(serialization.msgpack_serialize(jax.tree.map(np.asarray, one(kept))))
-        os.replace(part, path)
+        write_whole(serialization.msgpack_serialize(jax.tree.map(np.asarray, one(kept))), path)
 
 
 def make(network: Network, mesh: Mesh) -> Evaluator:

@@ -1,4 +1,4 @@
-"""What a run writes while it goes: one JSON object a line, each step once."""
+"""What a run writes: files in one go and, while it goes, one JSON object a line, each step once."""
 
 from __future__ import annotations
 
@@ -20,10 +20,7 @@ class Journal:
 
     def __init__(self, path: Path, start: int) -> None:
         kept = [line for line in read(path) if line["step"] <= start]
-        part = path.with_name(path.name + ".part")
-        part.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        # In one go: a kill leaves the old lines or those kept, never fewer.
-        os.replace(part, path)
+        write_whole("".join(json.dumps(line) + "\n" for line in kept).encode(), path)
         self._file = path.open("a")
 
     def __enter__(self) -> Journal:
@@ -40,6 +37,18 @@ class Journal:
         """Append one line; flushed, so that a killed run keeps it."""
         self._file.write(json.dumps(plain(values), allow_nan=False) + "\n")
         self._file.flush()
+
+
+def write_whole(data: bytes, path: Path) -> None:
+    """Write a file in one go: a kill leaves the old one or the new one.
+
+    Args:
+      data: of the file.
+      path: of the file.
+    """
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(data)
+    os.replace(part, path)
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -7,7 +7,6 @@ import dataclasses
 import difflib
 import inspect
 import json
-import os
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ import tyro
 
 from train.config import NOT_KEPT, Config, base, change, flat, groups
 from train.errors import UsageError
+from train.log import write_whole
 
 Parsed = TypeVar("Parsed")
 
@@ -103,9 +103,7 @@ def write_json(value: Any, path: Path) -> None:
       value: of plain types.
       path: of the file.
     """
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(part, path)
+    write_whole((json.dumps(value, indent=2) + "\n").encode(), path)
 
 
 def read(path: Path, option: str) -> dict[str, Any]:

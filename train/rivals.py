@@ -21,6 +21,8 @@ WORD_BITS = 32
 SMALLEST_DENSITY = 1e-6
 DENSITY = "density"  # what users call the makers' `ratio`, for a ratio here is one of bytes
 
+AROUND = ("scheme", "axis_name", "inner_axis", "model_axis")  # arguments of `gp.compress` that are no options here
+
 # From the segments and a budget in bits an element to the value of a maker's parameter
 Choose = Callable[[Layout, float, dict[str, Any]], Any]
 
@@ -39,7 +41,8 @@ def rival(
     Returns:
       A constructor: the axis name, and by keyword the payload ratio, the maker's options and those of `gp.compress`.
     """
-    compressing = {"error_feedback": True, "momentum": None, "memory_decay": 1.0, "memory_allowance": 0.0} | defaults
+    known = inspect.signature(gp.compress).parameters
+    compressing = {name: p.default for name, p in known.items() if name not in AROUND} | defaults
     own = {DENSITY if name == "ratio" else name: p for name, p in inspect.signature(maker).parameters.items()}
     shown = DENSITY if size == "ratio" else size
 
