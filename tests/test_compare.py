@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from matplotlib.image import imread
 from rich.console import Console
 
-from train import check, compare, config, loop
+from train import check, compare, config, loop, picture
 from train.errors import UsageError
 from train.labels import parse_labels
 from train.studies import STUDIES, StudyName
@@ -76,6 +77,18 @@ def test_studies_can_be_planned_and_overridden(name, tmp_path) -> None:
 
 def test_every_study_has_its_name_among_the_options() -> None:
     assert set(get_args(StudyName)) == set(STUDIES)
+
+
+def test_several_budgets_are_drawn_against_the_link_ratio(tmp_path) -> None:
+    way = {10: 2.0, 20: 1.5}
+    drawn = [picture.Ended("dense", "dense", 1.0, [1.4, 1.5], [way, way])]
+    wide = []
+    for budget in (30, 100):
+        ended = picture.Ended(f"topk at {budget} x", "topk", 0.98 * budget, [1.5, float("nan")], [way, way])
+        drawn.append(ended)
+        picture.draw(drawn, "text", tmp_path / "p.png")
+        wide.append(imread(tmp_path / "p.png").shape[1])
+    assert wide[1] == pytest.approx(1.5 * wide[0], rel=0.01)
 
 
 def test_labels_are_parted_at_commas_that_part_them() -> None:

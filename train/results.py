@@ -112,6 +112,7 @@ def endings(
         lines = [read(folder / entry.folder / "metrics.jsonl") for entry, _ in own]
         yield Ended(
             row["method"] + (f" at {row['budget']:g} x" if several and row["budget"] else ""),
+            row["method"],
             row["link_ratio"]["mean"],
             [np.nan if summary[score] is None else summary[score] for _, summary in own],
             [{line["step"]: line[score] for line in each if line.get(score) is not None} for each in lines],

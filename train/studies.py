@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from train.registry import METHODS
 
 StudyName: TypeAlias = Literal[
-    "headline", "headline-digits", "headline-resnet20", "rivals", "rivals-digits", "ablation", "plane"
+    "headline", "headline-digits", "headline-resnet20", "rivals", "rivals-digits", "budgets", "ablation", "plane"
 ]
 
 
@@ -34,7 +34,18 @@ STDLIB = MappingProxyType(
 SHORT = MappingProxyType({**STDLIB, "steps": 600, "schedule": "cosine"})
 RIVAL = "agreement=0,keep_own=0.3,learning_rate=0.01"
 RESNET = MappingProxyType({"data": "digits", "model": "resnet20", "image_size": 32, "batch": 64, "steps": 900})
+TELLING = MappingProxyType({**SHORT, "steps": 300, "learning_rate": 0.006, "agreement": 0.0})
 DENSE = "dense:learning_rate=0.004,"
+COMPARED = (
+    "partition:agreement=0.05,learning_rate=0.005",
+    "partition",
+    "topk",
+    "dgc:momentum=none",
+    "sidco",
+    "demo:recipe=before,learning_rate=0.002",
+    "powersgd",
+    "ef_signsgd",
+)
 ABLATED = (
     "partition",
     "partition:agreement=0,learning_rate=0.006",
@@ -66,7 +77,7 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
         ),
         "headline-resnet20": Study(RESNET, "dense,partition", "100", 3),
         "rivals": Study(
-            MappingProxyType({**SHORT, "steps": 300, "learning_rate": 0.006, "agreement": 0.0, "keep_own": 0.3}),
+            MappingProxyType({**TELLING, "keep_own": 0.3}),
             every(
                 dense="learning_rate=0.004",
                 threshold="value=0.03",
@@ -91,6 +102,7 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
             "100",
             3,
         ),
+        "budgets": Study(TELLING, DENSE + ",".join(COMPARED), "30,100,300,1000", 3),
         "ablation": Study(SHORT, DENSE + ",".join(ABLATED), "100", 1),
         "plane": Study(
             SHORT,
