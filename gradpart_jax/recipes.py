@@ -39,6 +39,7 @@ from gradpart_jax.local_steps import local, local_updates
 AGREEMENT = 0.05  # share of the bytes by which devices tell how much they agree
 
 Rate: TypeAlias = float | jax.Array | optax.Schedule
+Exchange: TypeAlias = optax.GradientTransformation | str | None
 
 
 def sgd(
@@ -51,7 +52,7 @@ def sgd(
     weight_decay: float = 0.0,
     mask: Any = None,
     clip: float | None = 1.0,
-    exchange: optax.GradientTransformation | None = None,
+    exchange: Exchange = None,
     replicate: bool = False,
     **compression: Any,
 ) -> optax.GradientTransformationExtraArgs:
@@ -66,7 +67,7 @@ def sgd(
       weight_decay: what of the parameters is added to the gradient.
       mask: which leaves that takes; None for all.
       clip: largest norm of a local gradient.
-      exchange: in place of `partition_compress`.
+      exchange: how payloads travel, by name; or what stands in for `partition_compress`.
       replicate: whether parameters are the same on every device at every step.
       **compression: of `gp.partition_compress`.
 
@@ -83,7 +84,7 @@ def sgd(
     0
     """
     decay = _decay(weight_decay, mask)
-    masked = exchange is None and replicate and momentum
+    masked = (exchange is None or isinstance(exchange, str)) and replicate and momentum
     if masked:
         compression["momentum"] = momentum
     before = decay + ([optax.trace(momentum)] if momentum and not masked else [])
@@ -103,7 +104,7 @@ def adam(
     nesterov: bool | None = None,
     agreement: float | None = None,
     clip: float | None = 1.0,
-    exchange: optax.GradientTransformation | None = None,
+    exchange: Exchange = None,
     replicate: bool = False,
     **compression: Any,
 ) -> optax.GradientTransformationExtraArgs:
@@ -121,7 +122,7 @@ def adam(
       agreement: share of the payload bytes, below 1, by which devices tell one another how much they agree; 0 for none.
         None: a twentieth, but none with `replicate`. Where there is another `exchange`, of what `ratio` leaves.
       clip: largest norm of a local gradient.
-      exchange: in place of `partition_compress`.
+      exchange: how payloads travel, by name; or what stands in for `partition_compress`.
       replicate: whether parameters are the same on every device at every step.
       **compression: of `gp.partition_compress`.
 
@@ -164,7 +165,7 @@ def adamw(
     weight_decay: float = 1e-4,
     mask: Any = None,
     clip: float | None = 1.0,
-    exchange: optax.GradientTransformation | None = None,
+    exchange: Exchange = None,
     replicate: bool = False,
     **compression: Any,
 ) -> optax.GradientTransformationExtraArgs:
@@ -184,7 +185,7 @@ def adamw(
       weight_decay: times the learning rate, what of the parameters is taken off.
       mask: which leaves that takes; None for all.
       clip: largest norm of a local gradient.
-      exchange: in place of `partition_compress`.
+      exchange: how payloads travel, by name; or what stands in for `partition_compress`.
       replicate: whether parameters are the same on every device at every step.
       **compression: of `gp.partition_compress`.
 
@@ -223,7 +224,7 @@ def lion(
     weight_decay: float = 1e-3,
     mask: Any = None,
     clip: float | None = 1.0,
-    exchange: optax.GradientTransformation | None = None,
+    exchange: Exchange = None,
     replicate: bool = False,
     **compression: Any,
 ) -> optax.GradientTransformationExtraArgs:
@@ -241,7 +242,7 @@ def lion(
       weight_decay: times the learning rate, what of the parameters is taken off.
       mask: which leaves that takes; None for all.
       clip: largest norm of a local gradient.
-      exchange: in place of `partition_compress`.
+      exchange: how payloads travel, by name; or what stands in for `partition_compress`.
       replicate: whether parameters are the same on every device at every step.
       **compression: of `gp.partition_compress`.
 
@@ -264,7 +265,7 @@ def muon(
     ratio: float = 100.0,
     every: int = 1,
     clip: float | None = 1.0,
-    exchange: optax.GradientTransformation | None = None,
+    exchange: Exchange = None,
     replicate: bool = False,
     muon_options: dict[str, Any] | None = None,
     **compression: Any,
@@ -277,7 +278,7 @@ def muon(
       ratio: of payload bytes.
       every: local steps to an exchange.
       clip: largest norm of a local gradient.
-      exchange: in place of `partition_compress`.
+      exchange: how payloads travel, by name; or what stands in for `partition_compress`.
       replicate: whether parameters are the same on every device at every step.
       muon_options: of `optax.contrib.muon`, such as {"weight_decay": 0.1}.
       **compression: of `gp.partition_compress`.
@@ -319,7 +320,7 @@ def _exchange(
     axis_name: AxisName,
     ratio: float,
     every: int,
-    exchange: optax.GradientTransformation | None,
+    exchange: Exchange,
     compression: dict[str, Any],
     *,
     scaled: bool = False,
@@ -328,7 +329,9 @@ def _exchange(
     """Compress to a share of the bytes that a ratio leaves."""
     check_integer("every", every, 1, 2**31 - 1)
     check_number("ratio", ratio, at_least=1.0, static=True)
-    if exchange is not None:
+    if isinstance(exchange, str):
+        compression = compression | {"exchange": exchange}
+    elif exchange is not None:
         if compression:
             raise ValueError(f"{', '.join(compression)}: arguments of partition_compress, which exchange stands in for")
         return exchange

@@ -1,6 +1,8 @@
 """Steps of each device's own, exchanges of what has changed, and the recipes made of them."""
 
 import functools
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -259,9 +261,24 @@ def test_a_recipe_compresses_by_partition_at_the_ratio_asked_for() -> None:
     assert sum(s.dense_payload_bits for s in seen) / sum(s.payload_bits for s in seen) == pytest.approx(40, rel=0.1)
 
 
+def test_the_loop_in_the_readme_learns_at_its_ratio() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    (loop,) = (block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "jax.pmap(step" in block)
+    found: dict = {}
+    with jax.numpy_rank_promotion("allow"):  # as users have it
+        exec(loop.replace("300", "40"), found)
+    assert len(found["losses"]) == 40
+    assert found["losses"][-1] < 0.8 * found["losses"][0]
+    assert len(jax.tree.leaves(found["params"])) == 2
+    # With reduce_scatter's (W + 1) / W on the link, and a step without a histogram
+    assert 110 < gp.stats(found["opt_state"]).link_ratio < 150
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
+        (lambda: gp.recipes.lion(0.1, AXIS, exchange="reduce_scatter"), "'reduce_scatter' needs devices"),
+        (lambda: gp.recipes.sgd(0.1, AXIS, exchange="by post"), "exchange='by post' is unknown"),
         (lambda: gp.recipes.adamw(0.1, every=0), "every=0 is out of range"),
         (lambda: gp.recipes.adamw(0.1, ratio=0.5), "ratio=0.5 is out of range"),
         (lambda: gp.recipes.adamw(0.1, ratio=4, every=8), "raise the ratio"),
