@@ -36,6 +36,8 @@ def draw(methods: Sequence[Ended], kind: str, path: Path) -> None:
     """
     import matplotlib as mpl
 
+    from train.report.style import times
+
     score = "test loss, nats" if kind == "text" else "test accuracy"
     shown = [m for m in methods if any(np.isfinite(m.scores))]
     order = sorted(shown, key=lambda m: float(np.nanmean(m.scores)), reverse=kind == "text")
@@ -52,7 +54,7 @@ def draw(methods: Sequence[Ended], kind: str, path: Path) -> None:
             if method.link_ratio == 1:
                 rows.axvline(float(np.nanmean(method.scores)), color="#999999", lw=0.8, ls=":")
         rows.set(title=f"{score}, at the end of training", ylim=(-0.7, len(order) - 0.3), yticks=range(len(order)))
-        rows.set_yticklabels([f"{m.name}, {m.link_ratio:.3g} x" for m in order])
+        rows.set_yticklabels([f"{m.name}, {times(m.link_ratio)} x" for m in order])
         if kind == "text":
             rows.set_xscale("log")
             rows.xaxis.set_major_locator(mpl.ticker.MaxNLocator(5))

@@ -67,11 +67,9 @@ def table(rows: Sequence[dict[str, Any]], kind: str) -> Table:
     Returns:
       A table to print.
     """
-    seeds = {len(row["seeds"]) for row in rows}
-    made = Table(
-        title=f"mean and standard deviation over {max(seeds)} seeds; bytes are what leaves one device",
-        box=box.SIMPLE_HEAD,
-    )
+    seeds = max(len(row["seeds"]) for row in rows)
+    of = f"mean and standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
+    made = Table(title=f"{of}; bytes are what leaves one device", box=box.SIMPLE_HEAD)
     made.add_column("method", overflow="fold")
     shown = [("loss", "test_loss", "{:.3f}")]
     if kind == "image":
