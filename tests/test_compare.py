@@ -81,10 +81,10 @@ def test_every_study_has_its_name_among_the_options() -> None:
 
 def test_several_budgets_are_drawn_against_the_link_ratio(tmp_path) -> None:
     way = {10: 2.0, 20: 1.5}
-    drawn = [picture.Ended("dense", "dense", 1.0, [1.4, 1.5], [way, way])]
+    drawn = [picture.Ended("dense", None, 1.0, [1.4, 1.5], [way, way])]
     wide = []
     for budget in (30, 100):
-        ended = picture.Ended(f"topk at {budget} x", "topk", 0.98 * budget, [1.5, float("nan")], [way, way])
+        ended = picture.Ended("topk", budget, 0.98 * budget, [1.5, float("nan")], [way, way])
         drawn.append(ended)
         picture.draw(drawn, "text", tmp_path / "p.png")
         wide.append(imread(tmp_path / "p.png").shape[1])

@@ -11,14 +11,14 @@ import numpy as np
 from train import figures
 
 CURVES = 8  # methods whose way is drawn: with more, none can be told from another
-DASHES = ("-", "--", "-.", ":")  # of a method's budgets, in their order
+DASHES = ("-", "--", "-.", ":")  # of the budgets, in their order
 
 
 class Ended(NamedTuple):
     """The trainings of one method at one budget."""
 
-    name: str
-    method: str  # the same at all budgets
+    method: str
+    budget: float | None  # link ratio asked for; None where the method has none
     link_ratio: float
     scores: list[float]  # one a seed, at the end
     ways: list[Mapping[int, float]]  # one a seed: test score by step
@@ -41,20 +41,22 @@ def draw(methods: Sequence[Ended], kind: str, path: Path) -> None:
     score = "test loss, nats" if kind == "text" else "test accuracy"
     shown = [m for m in methods if any(np.isfinite(m.scores))]
     order = sorted(shown, key=lambda m: float(np.nanmean(m.scores)), reverse=kind == "text")
-    places = {name: place for place, name in enumerate(dict.fromkeys(m.method for m in shown))}
-    several = len(places) < len(shown)
-    colours = {m.name: mpl.colormaps["tab10"](places[m.method] % 10) for m in shown}
-    own = {name: [m.name for m in shown if m.method == name] for name in places}
-    dashes = {m.name: DASHES[own[m.method].index(m.name) % len(DASHES)] for m in shown}
+    colours = {name: mpl.colormaps["tab10"](n % 10) for n, name in enumerate(dict.fromkeys(m.method for m in shown))}
+    budgets = sorted({m.budget for m in methods if m.budget})
+    several = len(budgets) > 1
+
+    def name(method: Ended) -> str:
+        return method.method + (f" at {method.budget:g} x" if several and method.budget else "")
+
     with figures.canvas(2 + several, path, height=max(4.0, 1.3 + 0.27 * len(order))) as (rows, *ratios, ways):
         for place, method in enumerate(order):
-            rows.scatter(method.scores, [place] * len(method.scores), color=colours[method.name], s=18, zorder=2)
-            rows.scatter(np.nanmean(method.scores), place, color=colours[method.name], s=150, marker="|", zorder=3)
+            rows.scatter(method.scores, [place] * len(method.scores), color=colours[method.method], s=18, zorder=2)
+            rows.scatter(np.nanmean(method.scores), place, color=colours[method.method], s=150, marker="|", zorder=3)
         for method in shown:
             if method.link_ratio == 1:
                 rows.axvline(float(np.nanmean(method.scores)), color="#999999", lw=0.8, ls=":")
         rows.set(title=f"{score}, at the end of training", ylim=(-0.7, len(order) - 0.3), yticks=range(len(order)))
-        rows.set_yticklabels([f"{m.name}, {times(m.link_ratio)} x" for m in order])
+        rows.set_yticklabels([f"{name(m)}, {times(m.link_ratio)} x" for m in order])
         if kind == "text":
             rows.set_xscale("log")
             rows.xaxis.set_major_locator(mpl.ticker.MaxNLocator(5))
@@ -66,8 +68,9 @@ def draw(methods: Sequence[Ended], kind: str, path: Path) -> None:
         for method in shown[:CURVES]:
             steps = sorted(set.intersection(*(set(way) for way in method.ways)))
             values = np.array([[way[step] for step in steps] for way in method.ways])
-            colour, dash = colours[method.name], dashes[method.name]
-            ways.plot(steps, values.mean(axis=0), color=colour, ls=dash, label=method.name, lw=1.4)
+            colour = colours[method.method]
+            dash = DASHES[budgets.index(method.budget) % len(DASHES) if method.budget else 0]
+            ways.plot(steps, values.mean(axis=0), color=colour, ls=dash, label=name(method), lw=1.4)
             ways.fill_between(steps, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.2, lw=0)
         ways.set(title=f"{score}, by step")
         ways.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
@@ -78,9 +81,9 @@ def _by_ratio(axis: Any, shown: Sequence[Ended], colours: Mapping[str, Any]) -> 
     """Draw a line a method through the means at its budgets, uncompressed training across all."""
     import matplotlib as mpl
 
-    for name in dict.fromkeys(m.method for m in shown):
+    for name, colour in colours.items():
         own = sorted((m for m in shown if m.method == name), key=lambda m: m.link_ratio)
-        at, colour = [m.link_ratio for m in own], colours[own[0].name]
+        at = [m.link_ratio for m in own]
         if at == [1]:
             axis.axhline(float(np.nanmean(own[0].scores)), color=colour, lw=1, ls=":", label=name)
             continue

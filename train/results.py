@@ -104,13 +104,12 @@ def endings(
       One a row.
     """
     score = "test_loss" if kind == "text" else "test_accuracy"
-    several = len({row["budget"] for row in rows} - {None}) > 1
     for row in rows:
         own = _of((row["method"], row["budget"]), entries, summaries)
         lines = [read(folder / entry.folder / "metrics.jsonl") for entry, _ in own]
         yield Ended(
-            row["method"] + (f" at {row['budget']:g} x" if several and row["budget"] else ""),
             row["method"],
+            row["budget"],
             row["link_ratio"]["mean"],
             [np.nan if summary[score] is None else summary[score] for _, summary in own],
             [{line["step"]: line[score] for line in each if line.get(score) is not None} for each in lines],

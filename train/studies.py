@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -22,9 +22,9 @@ class Study(NamedTuple):
     seeds: int
 
 
-def every(**options: str) -> str:
-    """Name every method, with options where it needs one, or a rate of its own."""
-    return ",".join(f"{name}:{options[name]}" if name in options else name for name in METHODS)
+def named(names: Iterable[str], options: Mapping[str, str]) -> str:
+    """Name methods, each with options where it needs one, or a rate of its own."""
+    return ",".join(f"{name}:{options[name]}" if name in options else name for name in names)
 
 
 # Each at the rate that is best for it. Rivals go without agreement, as they were published, and as each was tuned.
@@ -35,17 +35,29 @@ SHORT = MappingProxyType({**STDLIB, "steps": 600, "schedule": "cosine"})
 RIVAL = "agreement=0,keep_own=0.3,learning_rate=0.01"
 RESNET = MappingProxyType({"data": "digits", "model": "resnet20", "image_size": 32, "batch": 64, "steps": 900})
 TELLING = MappingProxyType({**SHORT, "steps": 300, "learning_rate": 0.006, "agreement": 0.0})
-DENSE = "dense:learning_rate=0.004,"
-COMPARED = (
-    "partition:agreement=0.05,learning_rate=0.005",
-    "partition",
-    "topk",
-    "dgc:momentum=none",
-    "sidco",
-    "demo:recipe=before,learning_rate=0.002",
-    "powersgd",
-    "ef_signsgd",
+TUNED = MappingProxyType(
+    {
+        "dense": "learning_rate=0.004",
+        "threshold": "value=0.03",
+        "dgc": "momentum=none",
+        "lgc": "train_steps=50",
+        "demo": "recipe=before,learning_rate=0.002",
+        "signsgd": "recipe=before,learning_rate=0.004",
+    }
 )
+TUNED_DIGITS = MappingProxyType(
+    {
+        "randomk": "learning_rate=0.01",
+        "threshold": "value=0.1",
+        "oktopk": "learning_rate=0.05",
+        "lgc": "train_steps=100",
+        "demo": "recipe=before,learning_rate=0.0003",
+        "signsgd": "recipe=before,learning_rate=0.0003",
+    }
+)
+DENSE = f"dense:{TUNED['dense']},"
+AGREEING = "partition:agreement=0.05,learning_rate=0.005,"
+COMPARED = ("partition", "topk", "dgc", "sidco", "demo", "powersgd", "ef_signsgd")
 ABLATED = (
     "partition",
     "partition:agreement=0,learning_rate=0.006",
@@ -76,33 +88,11 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
             MappingProxyType({"data": "digits"}), "dense,partition,topk,dgc,powersgd", "100,300", 3
         ),
         "headline-resnet20": Study(RESNET, "dense,partition", "100", 3),
-        "rivals": Study(
-            MappingProxyType({**TELLING, "keep_own": 0.3}),
-            every(
-                dense="learning_rate=0.004",
-                threshold="value=0.03",
-                dgc="momentum=none",
-                lgc="train_steps=50",
-                demo="recipe=before,learning_rate=0.002",
-                signsgd="recipe=before,learning_rate=0.004",
-            ),
-            "100",
-            3,
-        ),
+        "rivals": Study(MappingProxyType({**TELLING, "keep_own": 0.3}), named(METHODS, TUNED), "100", 3),
         "rivals-digits": Study(
-            MappingProxyType({"data": "digits", "keep_own": 0.3}),
-            every(
-                randomk="learning_rate=0.01",
-                threshold="value=0.1",
-                oktopk="learning_rate=0.05",
-                lgc="train_steps=100",
-                demo="recipe=before,learning_rate=0.0003",
-                signsgd="recipe=before,learning_rate=0.0003",
-            ),
-            "100",
-            3,
+            MappingProxyType({"data": "digits", "keep_own": 0.3}), named(METHODS, TUNED_DIGITS), "100", 3
         ),
-        "budgets": Study(TELLING, DENSE + ",".join(COMPARED), "30,100,300,1000", 3),
+        "budgets": Study(TELLING, DENSE + AGREEING + named(COMPARED, TUNED), "30,100,300,1000", 3),
         "ablation": Study(SHORT, DENSE + ",".join(ABLATED), "100", 1),
         "plane": Study(
             SHORT,
