@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from gradpart_jax.bits import WORD
 from gradpart_jax.segments import Layout
+from gradpart_jax.stored import stored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +107,8 @@ def scatter_share(values: jax.Array, layout: Layout, devices: int, owner: jax.Ar
     [1.0, 2.0, 1.0]
     """
     groups = values.shape[0] // WORD
-    place = (owner - _turned(jnp.arange(groups, dtype=jnp.int32), devices)) % devices
+    # Stored, else each element works its word's owner out anew
+    place = stored((owner - _turned(jnp.arange(groups, dtype=jnp.int32), devices)) % devices)
     mine = jnp.arange(devices, dtype=jnp.int32)[None, :, None] == place[:, None, None]
     return jnp.where(mine, values.reshape(groups, 1, WORD), 0.0).reshape(-1)[: layout.total]
 
