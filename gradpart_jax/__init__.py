@@ -27,3 +27,4 @@ from gradpart_jax.states import Stats as Stats
 from gradpart_jax.states import state_axes as state_axes
 from gradpart_jax.states import stats as stats
 from gradpart_jax.transform import compress as compress
+from gradpart_jax.unfolding import unfolded as unfolded

@@ -23,6 +23,7 @@ delay.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, TypeAlias
 
 import jax
@@ -35,8 +36,10 @@ from gradpart_jax.checks import check_integer, check_number
 from gradpart_jax.compressors import partition_compress
 from gradpart_jax.exchange import AxisName
 from gradpart_jax.local_steps import local, local_updates
+from gradpart_jax.unfolding import unfolded
 
 AGREEMENT = 0.05  # share of the bytes by which devices tell how much they agree
+RMS = 0.2  # of what Muon changes, times the rate; that of Adam's (Liu et al., 2025, section 2.2)
 
 Rate: TypeAlias = float | jax.Array | optax.Schedule
 Exchange: TypeAlias = optax.GradientTransformation | str | None
@@ -267,10 +270,14 @@ def muon(
     clip: float | None = 1.0,
     exchange: Exchange = None,
     replicate: bool = False,
+    which: Any = None,
     muon_options: dict[str, Any] | None = None,
     **compression: Any,
 ) -> optax.GradientTransformationExtraArgs:
     """Muon on each device, Adam for what is no matrix; with `replicate`, all but clipping comes behind the exchange.
+
+    Tensors are unfolded into matrices (`gp.unfolded`), and orthogonal factors scaled as Adam's changes are, so that one
+    rate and one threshold serve all leaves (Liu et al., "Muon is scalable for LLM training", 2025).
 
     Args:
       learning_rate: a number or a schedule.
@@ -280,6 +287,8 @@ def muon(
       clip: largest norm of a local gradient.
       exchange: how payloads travel, by name; or what stands in for `partition_compress`.
       replicate: whether parameters are the same on every device at every step.
+      which: tensors that Muon serves, as of `gp.unfolded`; None for all with two axes or more. Leave embeddings and the
+        last layer to Adam (Jordan et al., "Muon", 2024).
       muon_options: of `optax.contrib.muon`, such as {"weight_decay": 0.1}.
       **compression: of `gp.partition_compress`.
 
@@ -290,7 +299,9 @@ def muon(
       TypeError: an argument has a wrong type.
       ValueError: an argument is out of range.
     """
-    after = [contrib.muon(learning_rate, **(muon_options or {}))]
+    unfold = functools.partial(unfolded, which=which)
+    options = {"muon_weight_dimension_numbers": unfold, "consistent_rms": RMS} | (muon_options or {})
+    after = [contrib.muon(learning_rate, **options)]
     meeting = _exchange(axis_name, ratio, every, exchange, compression, scaled=not replicate)
     return _assemble([], after, clip, meeting, every, replicate, axis_name)
 

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "gradpart_jax"
 
 # Each room stands on rooms of the floors below its own, never beside or above, but for the pairs named here.
 FLOORS = (
-    {"stored", "prefix_sums", "checks", "varying", "costs"},
+    {"stored", "prefix_sums", "checks", "varying", "costs", "unfolding"},
     {"_version", "families", "bits", "segments", "replicated"},
     {"buffers", "codecs", "exchange", "summaries", "reductions", "matrices", "shares"},
     {"feedback", "accounting", "regions", "predictor", "payload", "magnitudes", "moments", "levels"},

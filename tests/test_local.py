@@ -255,6 +255,31 @@ def test_recipes_learn_nearly_what_dense_training_learns(name: str, way: dict) -
         assert axis == 0 or equal_over_devices(leaf)
 
 
+@pytest.mark.parametrize(
+    ("shape", "rows"), [((128, 4, 32), (0,)), ((4, 32, 128), (0, 1)), ((3, 3, 64, 128), (0, 1, 2)), ((5, 7), (0,))]
+)
+def test_tensors_unfold_into_matrices_near_to_squares(shape, rows) -> None:
+    found = gp.unfolded(jnp.zeros(shape))
+    assert found.reduction_axis == rows
+    assert found.reduction_axis + found.output_axis == tuple(range(len(shape)))
+
+
+def test_muon_leaves_to_adam_what_it_is_told_to() -> None:
+    params = {"hidden": jnp.eye(4), "head": jnp.eye(4), "bias": jnp.ones(4)}
+    gradient = jax.tree.map(lambda x: jnp.arange(x.size, dtype=jnp.float32).reshape(x.shape) ** 2 - 20.0, params)
+    which = {"hidden": True, "head": False, "bias": False}
+
+    def first_step(tx: optax.GradientTransformation) -> dict:
+        return tx.update(gradient, tx.init(params), params)[0]
+
+    muon = first_step(gp.recipes.muon(0.1, exchange=gp.dense_mean(None), replicate=True, which=which))
+    adam = first_step(optax.chain(optax.clip_by_global_norm(1.0), optax.nadam(0.1)))
+    for name, wanted in which.items():
+        assert np.allclose(muon[name], adam[name], atol=1e-4) != wanted, name
+    # An orthogonal factor of 4 x 4 has a root mean square of 1/2, here scaled to 0.2, times the rate
+    assert float(jnp.sqrt(jnp.mean(muon["hidden"] ** 2))) == pytest.approx(0.02, rel=0.3)
+
+
 def test_a_recipe_compresses_by_partition_at_the_ratio_asked_for() -> None:
     tx = gp.recipes.adamw(RATE, AXIS, ratio=40, every=2, learn_every=0)
     _, _, seen = train(tx, 40)

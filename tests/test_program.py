@@ -97,6 +97,8 @@ def test_help_explains_every_option_with_its_default(capsys) -> None:
         (["--keep-own", "1.5"], "--keep-own 1.5 is out of range: give 0 to 1"),
         (["--method", "partition:keep_own=2"], "keep_own=2 is out of range: give 0 to 1"),
         (["--keep-own", "0.5", "--recipe", "before"], "serves optimizers on each device, and partition has"),
+        (["--optimizer", "muon", "--agreement", "0.1"], "--agreement 0.1 serves adam and adamw on each device"),
+        (["--optimizer", "lion", "--recipe", "after"], "--optimizer lion does more: use local or before"),
         (["--method", "qsgd:keep_own=0.5"], "qsgd:keep_own=0.5 remembers nothing: leave it out"),
         (["--method", "partition:recipe=best"], "recipe=best is unknown: choose local, after or before"),
         (["--width", "64", "--data-dir", "{data}"], "width 64 is no size of --model conv: leave it out"),
@@ -107,13 +109,14 @@ def test_help_explains_every_option_with_its_default(capsys) -> None:
 def test_mistakes_are_one_line_that_names_option_and_remedy(given, words, tmp_path, data_dir, capsys) -> None:
     given = [text.format(data=data_dir) for text in given]
     if "--workdir" not in given:
-        given += ["--workdir", str(tmp_path)]
+        given += ["--workdir", str(tmp_path / "runs")]
     if "--data-dir" not in given:
         given += ["--data-dir", str(data_dir if "16" in given else tmp_path / "none")]
     assert main.main(given) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert words in error
+    assert not (tmp_path / "runs").exists()  # a run folder would stand in the way of the next try
 
 
 @pytest.mark.parametrize(
@@ -122,7 +125,7 @@ def test_mistakes_are_one_line_that_names_option_and_remedy(given, words, tmp_pa
         ('{"stepps": 3}', "there is no setting 'stepps': did you mean steps?"),
         ('{"steps": "three"}', 'steps is "three", which is not a whole number'),
         ('{"steps": true}', "steps is true, which is not a whole number"),
-        ('{"optimizer": "lamb"}', 'optimizer is "lamb", which is not sgd, adam, adamw'),
+        ('{"optimizer": "lamb"}', 'optimizer is "lamb", which is not sgd, adam, adamw, lion, muon'),
         ('{"learning_rate": "fast"}', 'learning_rate is "fast", which is not a number or null'),
         ('{"steps": 3', "is not JSON"),
         ("[3]", "holds no JSON object"),
@@ -310,7 +313,7 @@ def test_schedules_rise_and_fall(schedule) -> None:
 def test_weight_decay_spares_biases() -> None:
     params = {"kernel": np.ones((2, 2), np.float32), "bias": np.ones(2, np.float32)}
     nothing = jax.tree.map(np.zeros_like, params)
-    for name in ("sgd", "adam", "adamw"):
+    for name in config.OPTIMIZERS:
         made = config.make(optimizer=name, weight_decay=0.1, schedule="constant", rise=0.0)
         tx = optax.chain(*optimizer.parts(made, parse_label("dense")))
         updates, _ = tx.update(nothing, tx.init(params), params)

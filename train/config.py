@@ -54,20 +54,23 @@ class Training:
     """Examples in a step, over all devices."""
     accumulate: int = 1
     """Parts that a device computes its share of a batch in, one after the other, before one exchange: saves memory."""
-    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adam", "adamw", "lion", "muon"] = "sgd"
     """Optimizer; --recipe says which part of it comes before the exchange."""
     learning_rate: float | None = None
-    """Peak learning rate; None takes the optimizer's: sgd 0.1, adam and adamw 0.004."""
-    momentum: float = 0.9
-    """Momentum of sgd."""
+    """Peak learning rate; None takes the optimizer's: sgd 0.1, adam and adamw 0.004, lion 0.001, muon 0.01."""
+    momentum: float | None = None
+    """Momentum of sgd and muon; None takes the optimizer's: sgd 0.9, muon 0.95."""
     b1: float = 0.9
-    """Decay of the first moment of adam and adamw, which is their momentum."""
-    b2: float = 0.999
-    """Decay of the second moment of adam and adamw."""
+    """Decay of the first moment of adam and adamw, which is their momentum; of lion's too, and where muon is adam."""
+    b2: float | None = None
+    """Decay of the second moment of adam and adamw, of lion's momentum; None takes the optimizer's: lion 0.99, others
+    0.999."""
     nesterov: bool | None = None
-    """Let momentum look a step ahead; None: where each device runs adam(w) by itself, and hears late of the others."""
+    """Let momentum look a step ahead; None: where each device runs adam(w) by itself, and hears late of the others, and
+    in muon always."""
     weight_decay: float | None = None
-    """Of leaves with two axes or more; None takes the optimizer's: adamw 0.0001, others 0."""
+    """Of leaves with two axes or more; None takes the optimizer's: adamw 0.0001, others 0. Lion and muon decay as adamw
+    does."""
     schedule: Literal["constant", "linear", "cosine", "step"] = "cosine"
     """Learning rate after its rise: kept, down to 0 on a line or cosine, or a tenth after 1/2 and 3/4 of the steps."""
     rise: float = 0.05
@@ -99,8 +102,8 @@ class Exchange:
     momentum_correction: float | None = None
     """Momentum on each device, before compression (DGC); sgd then has none of its own."""
     entropy_rule: str | None = None
-    """How the budget is shared among layers: fixed, entropy, perplexity or energy; None takes energy where a local
-    adam(w) has brought all layers to one scale, else entropy."""
+    """How the budget is shared among layers: fixed, entropy, perplexity or energy; None takes energy where
+    adam(w), lion or muon on each device have brought all layers to one scale, else entropy."""
     agreement: float | None = None
     """Share of the bytes by which devices tell one another how much their gradients agree, which adam(w) on each device
     makes use of; 0 for none. None takes a twentieth there, and none elsewhere."""
@@ -231,8 +234,15 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 NOT_KEPT = (Start, Hosts)  # groups of options that are no part of a run's configuration
-LEARNING_RATES = {"sgd": 0.1, "adam": 4e-3, "adamw": 4e-3}
-WEIGHT_DECAYS = {"sgd": 0.0, "adam": 0.0, "adamw": 1e-4}
+# What an optimizer takes where the user gave no number, and all others of what is not said here
+OPTIMIZERS: dict[str, dict[str, float]] = {
+    "sgd": {"learning_rate": 0.1},
+    "adam": {"learning_rate": 4e-3},
+    "adamw": {"learning_rate": 4e-3, "weight_decay": 1e-4},
+    "lion": {"learning_rate": 1e-3, "b2": 0.99},
+    "muon": {"learning_rate": 1e-2, "momentum": 0.95},
+}
+COMMON: dict[str, float] = {"momentum": 0.9, "b2": 0.999, "weight_decay": 0.0}
 
 
 def groups() -> dict[str, type]:
@@ -319,17 +329,8 @@ def settle(config: Settings, devices: int = VIRTUAL_DEVICES) -> Settings:
       devices: to train over where the user gave no number.
 
     Returns:
-      A configuration with devices, learning rate and weight decay.
+      A configuration with devices, learning rate, weight decay, momentum and b2.
     """
     given = flat(config)
-    chosen = {
-        "devices": devices,
-        "learning_rate": LEARNING_RATES,
-        "weight_decay": WEIGHT_DECAYS,
-    }
-    values = {
-        key: value[config.training.optimizer] if isinstance(value, dict) else value
-        for key, value in chosen.items()
-        if given[key] is None
-    }
-    return change(config, **values)
+    chosen = {"devices": devices} | COMMON | OPTIMIZERS[config.training.optimizer]
+    return change(config, **{key: value for key, value in chosen.items() if given[key] is None})

@@ -52,11 +52,12 @@ def run(config: Config, console: Console, command: str = "loop.run") -> list[dic
     if config.exchange.dense_reference and labels[0].kind != "dense":
         labels.append(parse_label("dense"))
     dataset = load(config)
-    folders.make(config)
-    summaries = []
-    for label in labels:
-        program = prepare(config, dataset, label, config.exchange.ratio)
-        summaries.append(train(Run(config, config.folder / label.folder, command), program, dataset, console))
+    programs = [prepare(config, dataset, label, config.exchange.ratio) for label in labels]
+    folders.make(config)  # not before: what `prepare` refuses leaves none
+    summaries = [
+        train(Run(config, config.folder / program.label.folder, command), program, dataset, console)
+        for program in programs
+    ]
     console.print(screen.summary_table(summaries))
     if hosts.leads():
         page = report.write([config.folder / label.folder for label in labels], config.folder / "report.html")

@@ -92,7 +92,8 @@ def tuned(config: Settings, label: Label) -> Settings:
       does not say otherwise.
 
     Raises:
-      UsageError: there is agreement, or a share is kept, where nothing makes use of it.
+      UsageError: there is agreement, or a share is kept, where nothing makes use of it; or the recipe does not suit the
+        optimizer.
     """
     values: dict[str, Any] = {}
     if label.kind in PLAIN:
@@ -102,14 +103,17 @@ def tuned(config: Settings, label: Label) -> Settings:
     if values or not _remembers(label):
         values["keep_own"] = None
     own = change(config, **values | {key: value for key, value in label.options.items() if key in TUNED})
-    scaled = own.exchange.recipe == "local" and own.training.optimizer != "sgd"
+    alone, kind = own.exchange.recipe == "local", own.training.optimizer
+    scaled, agreeing = alone and kind != "sgd", alone and kind in ("adam", "adamw")
+    if own.exchange.recipe == "after" and kind in ("lion", "muon"):
+        raise UsageError(f"--recipe after exchanges moments, and --optimizer {kind} does more: use local or before")
     if own.exchange.entropy_rule is None:
         own = change(own, entropy_rule="energy" if scaled else "entropy")
     if own.training.nesterov is None:
-        own = change(own, nesterov=scaled)
+        own = change(own, nesterov=agreeing or kind == "muon")
     if own.exchange.agreement is None:
-        own = change(own, agreement=AGREEMENT if scaled else 0.0)
-    if own.exchange.agreement and not scaled:
+        own = change(own, agreement=AGREEMENT if agreeing else 0.0)
+    if own.exchange.agreement and not agreeing:
         raise UsageError(
             f"--agreement {own.exchange.agreement:g} serves adam and adamw on each device, and {label.text} has "
             f"--optimizer {own.training.optimizer} --recipe {own.exchange.recipe}: use 0"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
 import optax
+from optax import contrib
 
 import gradpart_jax as gp
 from gradpart_jax.accounting import WORD_BITS
@@ -50,15 +52,21 @@ def parts(config: Config, label: Label) -> tuple[optax.GradientTransformation, o
     """
     training = config.training
     assert training.weight_decay is not None
+    assert training.momentum is not None
+    assert training.b2 is not None
     ahead = bool(training.nesterov)
     decay = [optax.add_decayed_weights(training.weight_decay, mask=_decayed)] if training.weight_decay else []
     corrected = methods.settings_of(label, config.exchange).get("momentum") is not None
     if training.optimizer == "sgd":
         direction = [optax.trace(training.momentum, ahead) if training.momentum and not corrected else optax.identity()]
+    elif training.optimizer == "lion":
+        direction = [optax.scale_by_lion(b1=training.b1, b2=training.b2)]
+    elif training.optimizer == "muon":
+        direction = [_muon(training.momentum, training.b1, training.b2, ahead)]
     else:
         direction = [optax.scale_by_adam(b1=training.b1, b2=training.b2, nesterov=ahead)]
     step = [optax.scale_by_learning_rate(schedule(config))]
-    if training.optimizer == "adamw":
+    if training.optimizer in ("adamw", "lion", "muon"):
         return optax.chain(*direction), optax.chain(*decay, *step)
     return optax.chain(*decay, *direction), optax.chain(*step)
 
@@ -94,6 +102,31 @@ def build(
     if config.exchange.recipe == "after":
         return optax.chain(gp.local(optax.chain(clip, direction)), exchange, step)
     return optax.chain(clip, exchange, direction, step)
+
+
+def _muon(momentum: float, b1: float, b2: float, ahead: bool) -> optax.GradientTransformation:
+    """Give Muon's directions, whose sign and size are those of Adam's, where `contrib.muon` has the rate inside."""
+    return contrib.muon(
+        -1.0,
+        beta=momentum,
+        adam_b1=b1,
+        adam_b2=b2,
+        nesterov=ahead,
+        muon_weight_dimension_numbers=functools.partial(gp.unfolded, which=_hidden),
+        consistent_rms=gp.recipes.RMS,
+    )
+
+
+def _hidden(params: Any) -> Any:
+    """Say which leaves are kernels, but for the last layer's: what it and embeddings do, Adam does better."""
+    dense = [name for name in params if name.startswith("Dense_")]
+    last = max(dense, key=lambda name: int(name.removeprefix("Dense_")), default=None)
+
+    def hidden(path: tuple[Any, ...], leaf: Any) -> bool:
+        names = [getattr(entry, "key", None) for entry in path]
+        return names[-1] == "kernel" and names[0] != last
+
+    return jax.tree_util.tree_map_with_path(hidden, params)
 
 
 def _decayed(params: Any) -> Any:

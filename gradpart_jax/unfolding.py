@@ -1,0 +1,48 @@
+"""Tensors as matrices, for Muon and its like: kernels of attention and of convolutions have more than two axes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import optax
+from optax import contrib
+
+
+def unfolded(params: Any, which: Any = None) -> Any:
+    """Say how to unfold each tensor into the matrix that is nearest to a square.
+
+    The first i axes are its rows, the others its columns, at the i that brings their numbers closest. So attention's
+    kernels have all heads on one side, and those of convolutions places and inputs on one, outputs on the other.
+
+    Args:
+      params: pytree of arrays.
+      which: pytree of as many booleans, or a function that makes one of params: of tensors to leave out, False. None
+        leaves none out.
+
+    Returns:
+      `optax.contrib.MuonDimensionNumbers` of each tensor with two axes or more; None of others.
+
+    >>> import jax.numpy as jnp
+    >>> unfolded({"query": jnp.zeros((128, 4, 32)), "bias": jnp.zeros(4)})
+    {'bias': None, 'query': MuonDimensionNumbers(reduction_axis=(0,), output_axis=(1, 2))}
+    """
+
+    def masked(node: Any) -> bool:  # as optax shows a tree of which only some leaves are meant
+        return isinstance(node, optax.MaskedNode)
+
+    def unfold(leaf: Any, wanted: bool = True) -> Any:
+        if masked(leaf):
+            return leaf
+        if leaf.ndim < 2 or not wanted:
+            return None
+        cut = min(range(1, leaf.ndim), key=lambda i: abs(_log(leaf.shape[:i]) - _log(leaf.shape[i:])))
+        return contrib.MuonDimensionNumbers(tuple(range(cut)), tuple(range(cut, leaf.ndim)))
+
+    chosen = which(params) if callable(which) else which
+    return jax.tree.map(unfold, params, *([] if chosen is None else [chosen]), is_leaf=masked)
+
+
+def _log(shape: tuple[int, ...]) -> float:
+    return math.log(max(1, math.prod(shape)))
