@@ -200,7 +200,15 @@ Settings = TypeVar("Settings", bound=Config)
 
 PRESETS: dict[str, dict[str, Any]] = {
     "digits": {"data": "digits", "model": "conv", "steps": 600},
-    "stdlib": {"data": "stdlib", "model": "transformer", "steps": 1000, "batch": 32, "optimizer": "adam", "b1": 0.7},
+    "stdlib": {
+        "data": "stdlib",
+        "model": "transformer",
+        "steps": 1000,
+        "batch": 32,
+        "optimizer": "adam",
+        "b1": 0.7,
+        "momentum": 0.9,
+    },
     "mnist": {"data": "mnist", "model": "lenet5", "steps": 2000, "learning_rate": 0.05},
     "cifar10": {
         "data": "cifar10",

@@ -9,7 +9,15 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from train.registry import METHODS
 
 StudyName: TypeAlias = Literal[
-    "headline", "headline-digits", "headline-resnet20", "rivals", "rivals-digits", "budgets", "ablation", "plane"
+    "headline",
+    "headline-muon",
+    "headline-digits",
+    "headline-resnet20",
+    "rivals",
+    "rivals-digits",
+    "budgets",
+    "ablation",
+    "plane",
 ]
 
 
@@ -81,6 +89,12 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
             STDLIB,
             f"dense:learning_rate=0.006,partition,topk:{RIVAL},dgc:momentum=none,{RIVAL},"
             "powersgd:agreement=0,keep_own=0.3,learning_rate=0.006",
+            "100",
+            3,
+        ),
+        "headline-muon": Study(
+            MappingProxyType({**STDLIB, "optimizer": "muon"}),
+            "dense:learning_rate=0.01,partition:learning_rate=0.02",
             "100",
             3,
         ),
