@@ -277,9 +277,9 @@ def muon(
     """Muon on each device, Adam for what is no matrix; with `replicate`, all but clipping comes behind the exchange.
 
     Tensors are unfolded into matrices (`gp.unfolded`), and orthogonal factors scaled as Adam's changes are, so that one
-    rate and one threshold serve all leaves (Liu et al., "Muon is scalable for LLM training", 2025). What factors hold of
-    a device's own noise is averaged away, so that twice the rate of uncompressed training suits them; and a lower
-    momentum, such as `muon_options={"beta": 0.9}`.
+    rate and one threshold serve all leaves (Liu et al., "Muon is scalable for LLM training", 2025). Noise of a device's
+    own batch in them is averaged away, so that twice the rate of uncompressed training suits; and a lower momentum,
+    such as `muon_options={"beta": 0.9}`.
 
     Args:
       learning_rate: a number or a schedule.
