@@ -23,23 +23,20 @@ delay.
 
 from __future__ import annotations
 
-import functools
 from typing import Any, TypeAlias
 
 import jax
 import optax
-from optax import contrib
 
+from gradpart_jax import unfolding
 from gradpart_jax.accounting import WORD_BITS
 from gradpart_jax.agreeing import agreeing, scale_by_agreement
 from gradpart_jax.checks import check_integer, check_number
 from gradpart_jax.compressors import partition_compress
 from gradpart_jax.exchange import AxisName
 from gradpart_jax.local_steps import local, local_updates
-from gradpart_jax.unfolding import unfolded
 
 AGREEMENT = 0.05  # share of the bytes by which devices tell how much they agree
-RMS = 0.2  # of what Muon changes, times the rate; that of Adam's (Liu et al., 2025, section 2.2)
 
 Rate: TypeAlias = float | jax.Array | optax.Schedule
 Exchange: TypeAlias = optax.GradientTransformation | str | None
@@ -301,9 +298,7 @@ def muon(
       TypeError: an argument has a wrong type.
       ValueError: an argument is out of range.
     """
-    unfold = functools.partial(unfolded, which=which)
-    options = {"muon_weight_dimension_numbers": unfold, "consistent_rms": RMS} | (muon_options or {})
-    after = [contrib.muon(learning_rate, **options)]
+    after = [unfolding.muon(learning_rate, which, **(muon_options or {}))]
     meeting = _exchange(axis_name, ratio, every, exchange, compression, scaled=not replicate)
     return _assemble([], after, clip, meeting, every, replicate, axis_name)
 

@@ -46,7 +46,7 @@ class Share:
           int32[...]; `whole` where there is none.
         """
         group, bit = positions // WORD, positions % WORD
-        word = group * self.devices + (self.owner - _turned(group, self.devices)) % self.devices
+        word = group * self.devices + _place(group, self.owner, self.devices)
         return jnp.where((positions < self.total) & (word < self.whole // WORD), word * WORD + bit, self.whole)
 
 
@@ -76,7 +76,7 @@ def share_of(layout: Layout, devices: int, owner: jax.Array) -> Share:
     """
     word = jnp.asarray(layout.starts, jnp.int32) // WORD
     group, place = word // devices, word % devices
-    before = (owner - _turned(group, devices)) % devices < place
+    before = _place(group, owner, devices) < place
     return Share(
         sizes=layout.sizes,
         starts=(group + before.astype(jnp.int32)) * WORD,
@@ -108,7 +108,7 @@ def scatter_share(values: jax.Array, layout: Layout, devices: int, owner: jax.Ar
     """
     groups = values.shape[0] // WORD
     # Stored, else each element works its word's owner out anew
-    place = stored((owner - _turned(jnp.arange(groups, dtype=jnp.int32), devices)) % devices)
+    place = stored(_place(jnp.arange(groups, dtype=jnp.int32), owner, devices))
     mine = jnp.arange(devices, dtype=jnp.int32)[None, :, None] == place[:, None, None]
     return jnp.where(mine, values.reshape(groups, 1, WORD), 0.0).reshape(-1)[: layout.total]
 
@@ -128,12 +128,13 @@ def deal_words(words: jax.Array, devices: int) -> jax.Array:
     [[0, 2, 5], [1, 3, 4]]
     """
     groups = jnp.pad(words, (0, -words.shape[0] % devices)).reshape(-1, devices)
-    first = _turned(jnp.arange(groups.shape[0], dtype=jnp.int32), devices)
+    group = jnp.arange(groups.shape[0], dtype=jnp.int32)[None, :]
     owner = jnp.arange(devices, dtype=jnp.int32)[:, None]
-    return groups[jnp.arange(groups.shape[0])[None, :], (owner - first[None, :]) % devices]
+    return groups[group, _place(group, owner, devices)]
 
 
-def _turned(group: jax.Array, devices: int) -> jax.Array:
-    """Say which device owns the first word of a group."""
+def _place(group: jax.Array, owner: jax.Array, devices: int) -> jax.Array:
+    """Say which word of a group a device owns."""
     mixed = group.astype(jnp.uint32) * jnp.uint32(0x9E3779B1) >> 15
-    return (mixed % jnp.uint32(devices)).astype(jnp.int32)
+    first = (mixed % jnp.uint32(devices)).astype(jnp.int32)  # owner of the first word
+    return (owner - first) % devices

@@ -1,13 +1,16 @@
-"""Tensors as matrices, for Muon and its like: kernels of attention and of convolutions have more than two axes."""
+"""Muon on tensors as matrices: kernels of attention and of convolutions have more than two axes."""
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
 import jax
 import optax
 from optax import contrib
+
+RMS = 0.2  # of what Muon changes, times the rate; that of Adam's (Liu et al., 2025, section 2.2)
 
 
 def unfolded(params: Any, which: Any = None) -> Any:
@@ -40,8 +43,32 @@ def unfolded(params: Any, which: Any = None) -> Any:
         cut = min(range(1, leaf.ndim), key=lambda i: abs(_log(leaf.shape[:i]) - _log(leaf.shape[i:])))
         return contrib.MuonDimensionNumbers(tuple(range(cut)), tuple(range(cut, leaf.ndim)))
 
-    chosen = which(params) if callable(which) else which
-    return jax.tree.map(unfold, params, *([] if chosen is None else [chosen]), is_leaf=masked)
+    if which is None:
+        return jax.tree.map(unfold, params, is_leaf=masked)
+    return jax.tree.map(unfold, params, which(params) if callable(which) else which, is_leaf=masked)
+
+
+def muon(learning_rate: Any, which: Any = None, **options: Any) -> optax.GradientTransformation:
+    """Make optax's Muon on unfolded tensors, with changes of one scale in all leaves, its Adam's included.
+
+    Source: Liu et al., "Muon is scalable for LLM training" (2025), section 2.2.
+
+    Args:
+      learning_rate: a number or a schedule.
+      which: tensors that Muon serves, as of `unfolded`.
+      **options: of `optax.contrib.muon`, over these.
+
+    Returns:
+      An `optax.GradientTransformation`.
+
+    >>> import jax.numpy as jnp
+    >>> tx, params = muon(-1.0), jnp.eye(8)
+    >>> updates, _ = tx.update(params, tx.init(params), params)
+    >>> round(float(jnp.sqrt(jnp.mean(updates**2))), 1)
+    0.2
+    """
+    unfold = functools.partial(unfolded, which=which)
+    return contrib.muon(learning_rate, **{"muon_weight_dimension_numbers": unfold, "consistent_rms": RMS} | options)
 
 
 def _log(shape: tuple[int, ...]) -> float:

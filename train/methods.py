@@ -116,7 +116,7 @@ def tuned(config: Settings, label: Label) -> Settings:
     if own.exchange.agreement and not agreeing:
         raise UsageError(
             f"--agreement {own.exchange.agreement:g} serves adam and adamw on each device, and {label.text} has "
-            f"--optimizer {own.training.optimizer} --recipe {own.exchange.recipe}: use 0"
+            f"--optimizer {kind} --recipe {own.exchange.recipe}: use 0"
         )
     if own.exchange.keep_own and not _remembers(label):
         raise UsageError(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
 import optax
-from optax import contrib
 
 import gradpart_jax as gp
+from gradpart_jax import unfolding
 from gradpart_jax.accounting import WORD_BITS
 from train import methods, placing
 from train.config import Config
@@ -62,7 +61,9 @@ def parts(config: Config, label: Label) -> tuple[optax.GradientTransformation, o
     elif training.optimizer == "lion":
         direction = [optax.scale_by_lion(b1=training.b1, b2=training.b2)]
     elif training.optimizer == "muon":
-        direction = [_muon(training.momentum, training.b1, training.b2, ahead)]
+        # Directions have the sign of Adam's, and the rate comes later
+        own = {"beta": training.momentum, "adam_b1": training.b1, "adam_b2": training.b2, "nesterov": ahead}
+        direction = [unfolding.muon(-1.0, _hidden, **own)]
     else:
         direction = [optax.scale_by_adam(b1=training.b1, b2=training.b2, nesterov=ahead)]
     step = [optax.scale_by_learning_rate(schedule(config))]
@@ -102,19 +103,6 @@ def build(
     if config.exchange.recipe == "after":
         return optax.chain(gp.local(optax.chain(clip, direction)), exchange, step)
     return optax.chain(clip, exchange, direction, step)
-
-
-def _muon(momentum: float, b1: float, b2: float, ahead: bool) -> optax.GradientTransformation:
-    """Give Muon's directions, whose sign and size are those of Adam's, where `contrib.muon` has the rate inside."""
-    return contrib.muon(
-        -1.0,
-        beta=momentum,
-        adam_b1=b1,
-        adam_b2=b2,
-        nesterov=ahead,
-        muon_weight_dimension_numbers=functools.partial(gp.unfolded, which=_hidden),
-        consistent_rms=gp.recipes.RMS,
-    )
 
 
 def _hidden(params: Any) -> Any:
