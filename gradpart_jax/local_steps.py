@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,8 @@ from gradpart_jax.varying import alike
 SENT = ("payload_bits", "link_bits", "inner_bits")  # of `Stats`: what an exchange costs
 DENSE = ("dense_payload_bits", "dense_link_bits")  # and what dense training would have cost
 KEPT = 0.5  # of what a device has not sent, it goes on from that much at most
+
+Kept: TypeAlias = float | Callable[[jax.Array], jax.Array] | None
 
 
 class LocalState(NamedTuple):
@@ -88,7 +91,7 @@ def local_updates(
     every: int,
     exchange: optax.GradientTransformation,
     outer: optax.GradientTransformation | None = None,
-    keep_own: float | None = None,
+    keep_own: Kept = None,
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Let each device take optimizer steps of its own, and exchange what has changed.
@@ -115,7 +118,8 @@ def local_updates(
       keep_own: k in [0, 1], the share of what a device has not sent that it goes on from: of the mean over devices, it
         is the best guess that a device has, and a worse one the longer it waits. None takes 0.5, or, where every is 1
         and an exchange has room for a share s of all entries, s^(1/3) if that is less: 0.3 at 100 times fewer bytes,
-        0.13 at 1,000 times, which win with 4 devices; and 0 for an exchange that remembers nothing.
+        0.13 at 1,000 times, which win with 4 devices; and 0 for an exchange that remembers nothing. A function of s
+        takes the cube root's place.
       axis_name: the exchange's, for an owner to find its share by; None: it does not go on from what it owes.
 
     Returns:
@@ -141,18 +145,17 @@ def local_updates(
     check_integer("every", every, 1, 2**31 - 1)
     inner, exchange = optax.with_extra_args_support(inner), optax.with_extra_args_support(exchange)
     outer = optax.sgd(1.0) if outer is None else outer
-    check_number("keep_own", keep_own, at_least=0.0, at_most=1.0, optional=True, static=True)
+    fixed, rule = (None, keep_own) if callable(keep_own) else (keep_own, jnp.cbrt)
+    check_number("keep_own", fixed, at_least=0.0, at_most=1.0, optional=True, static=True)
 
     def keeps(exchanged: Any) -> bool:
         """Say whether a device goes on from what is owed: not where nothing is remembered."""
         # EF21's is an estimate, and nothing that is owed
         memories = [node.memory.residual for node in states_of(exchanged, CompressState) if not node.estimate.size]
         remembers = len(memories) == 1 and memories[0].size > 0
-        if keep_own and not remembers:
-            raise ValueError(
-                f"keep_own={keep_own:g} goes on from what is remembered: leave error_feedback on in exchange"
-            )
-        return remembers and keep_own != 0.0
+        if fixed and not remembers:
+            raise ValueError(f"keep_own={fixed:g} goes on from what is remembered: leave error_feedback on in exchange")
+        return remembers and fixed != 0.0
 
     def start(anchor: Any, exchanged: Any) -> Any:
         """Give the parameters that a device goes on from after an exchange."""
@@ -161,12 +164,12 @@ def local_updates(
         wide, state = _wide(anchor), find_state(exchanged)
         layout = layout_of(wide)
         share: float | jax.Array
-        if keep_own is not None:
-            share = keep_own
+        if fixed is not None:
+            share = fixed
         elif every > 1:
             share = KEPT
         else:
-            share = replicated(_kept)(state.stats.capacity, elements=layout.elements)
+            share = replicated(_kept)(state.stats.capacity, elements=layout.elements, rule=rule)
         ahead = share * state.memory.residual + _owned(state, layout, axis_name)
         own = jax.tree.map(jnp.subtract, wide, unravel(ahead, wide, layout))
         return jax.tree.map(lambda x, like: x.astype(like.dtype), own, anchor)
@@ -228,8 +231,8 @@ def local_updates(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _kept(capacity: jax.Array, *, elements: int) -> jax.Array:
-    return jnp.minimum(KEPT, jnp.cbrt(capacity / elements))
+def _kept(capacity: jax.Array, *, elements: int, rule: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    return jnp.minimum(KEPT, rule(capacity / elements))
 
 
 def _owned(state: CompressState, layout: Layout, axis_name: AxisName) -> jax.Array:

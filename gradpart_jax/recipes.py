@@ -34,7 +34,7 @@ from gradpart_jax.agreeing import agreeing, scale_by_agreement
 from gradpart_jax.checks import check_integer, check_number
 from gradpart_jax.compressors import partition_compress
 from gradpart_jax.exchange import AxisName
-from gradpart_jax.local_steps import local, local_updates
+from gradpart_jax.local_steps import Kept, local, local_updates
 
 AGREEMENT = 0.05  # share of the bytes by which devices tell how much they agree
 
@@ -300,7 +300,7 @@ def muon(
     """
     after = [unfolding.muon(learning_rate, which, **(muon_options or {}))]
     meeting = _exchange(axis_name, ratio, every, exchange, compression, scaled=not replicate)
-    return _assemble([], after, clip, meeting, every, replicate, axis_name)
+    return _assemble([], after, clip, meeting, every, replicate, axis_name, keep_own=unfolding.kept)
 
 
 def _assemble(
@@ -311,13 +311,14 @@ def _assemble(
     every: int,
     replicate: bool,
     axis_name: AxisName,
+    keep_own: Kept = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Let each device do it all; or chain clip, what each does by itself, exchange, and the rest."""
     check_number("clip", clip, above=0.0, optional=True)
     clipping = [] if clip is None else [optax.clip_by_global_norm(clip)]
     if not replicate:
         own_steps = optax.chain(*clipping, *before, *after)
-        return local_updates(own_steps, every=every, exchange=exchange, axis_name=axis_name)
+        return local_updates(own_steps, every=every, exchange=exchange, keep_own=keep_own, axis_name=axis_name)
     if every > 1:
         raise ValueError(f"every={every} steps of each device's own and replicate=True exclude one another: drop one")
     own = [local(optax.chain(*clipping, *before))] if before else clipping

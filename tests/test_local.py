@@ -12,6 +12,7 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 import gradpart_jax as gp
+from gradpart_jax import unfolding
 from gradpart_jax.segments import layout_of
 from gradpart_jax.shares import share_of, share_size
 from gradpart_jax.states import find_state
@@ -161,8 +162,14 @@ def test_a_device_goes_on_from_what_it_has_not_sent_and_nothing_is_lost() -> Non
     np.testing.assert_allclose(owed[:, 32:2032], ahead["kernel"].reshape(W, -1), atol=1e-6)
     assert np.abs(owed).max() > 0.01
     # By default it goes on from a part, the smaller the fewer entries are sent: 101, rounded up in each leaf
-    for every, density, share in ((1, 0.05, (101 / 2007) ** (1 / 3)), (1, 0.5, 0.5), (2, 0.05, 0.5)):
-        params, state, _ = train(gp.local_updates(optax.sgd(0.1), every=every, exchange=few(density)), 4)
+    for every, density, rule, share in (
+        (1, 0.05, None, (101 / 2007) ** (1 / 3)),
+        (1, 0.5, None, 0.5),
+        (2, 0.05, None, 0.5),
+        (1, 0.05, unfolding.kept, (101 / 2007) ** (1 / 4)),
+    ):
+        tx = gp.local_updates(optax.sgd(0.1), every=every, exchange=few(density), keep_own=rule)
+        params, state, _ = train(tx, 4)
         ahead = gp.agreed(params, state)["bias"] - params["bias"]
         np.testing.assert_allclose(share * find_state(state).memory.residual[:, :7], ahead, atol=1e-6)
     forgetful = gp.compress(gp.baselines.topk(0.1), AXIS, error_feedback=False)

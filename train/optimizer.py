@@ -92,11 +92,12 @@ def build(
         told = config.exchange.agreement
         agree = [gp.scale_by_agreement()] if told else []
         whole = optax.chain(clip, direction, *agree, step)
+        usual = unfolding.kept if config.training.optimizer == "muon" else None
         meeting = gp.local_updates(
             whole,
             every=config.exchange.local_steps,
             exchange=exchange,
-            keep_own=config.exchange.keep_own,
+            keep_own=usual if config.exchange.keep_own is None else config.exchange.keep_own,
             axis_name=placing.AXIS,
         )
         return gp.agreeing(meeting, placing.AXIS, bits_per_element=WORD_BITS * told / ratio) if told else meeting
