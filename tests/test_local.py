@@ -161,7 +161,7 @@ def test_a_device_goes_on_from_what_it_has_not_sent_and_nothing_is_lost() -> Non
     np.testing.assert_allclose(owed[:, :7], ahead["bias"], atol=1e-6)
     np.testing.assert_allclose(owed[:, 32:2032], ahead["kernel"].reshape(W, -1), atol=1e-6)
     assert np.abs(owed).max() > 0.01
-    # By default it goes on from a part, the smaller the fewer entries are sent: 101, rounded up in each leaf
+    # By default, and by a rule, it goes on from a part, the smaller the fewer entries are sent: 101, rounded up in each leaf
     for every, density, rule, share in (
         (1, 0.05, None, (101 / 2007) ** (1 / 3)),
         (1, 0.5, None, 0.5),
