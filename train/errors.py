@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable
 
-BROKEN, USAGE, LOST = 1, 2, 3  # exit statuses
+BROKEN, USAGE, LOST, UNREAD = 1, 2, 3, 141  # exit statuses; the last is that of SIGPIPE
 
 
 class UsageError(Exception):
@@ -45,15 +46,30 @@ def status_of(work: Callable[[], object]) -> int:
 
     Returns:
       The exit status: 0, 1 where training broke down, 2 for a mistake in the options, 3 where another process is
-      lost, 130 for Ctrl-C, 143 for an end that the system asked for.
+      lost, 130 for Ctrl-C, 141 where nobody reads on what is printed, 143 for an end that the system asked for.
     """
     try:
         work()
     except (UsageError, NonFiniteError, DivergedError, HostError) as error:
         print(f"error: {error}", file=sys.stderr)
         return {UsageError: USAGE, HostError: LOST}.get(type(error), BROKEN)
+    except BrokenPipeError:
+        if not _unread():
+            raise
+        return UNREAD
     except Interrupted as interrupt:
         return 128 + interrupt.number
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _unread() -> bool:
+    """Say whether standard output is a pipe whose reader has gone, as `| head` does; if so, close it for good."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        # What is still in the buffer must go somewhere when Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False

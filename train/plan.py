@@ -102,9 +102,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
       The exit status: 0, 2 for a mistake in the options, 130 for Ctrl-C.
     """
-    args = tyro.cli(Args, args=arguments, prog="python -m train.plan", description=__doc__)
 
     def work() -> None:
+        args = tyro.cli(Args, args=arguments, prog="python -m train.plan", description=__doc__)
         figures.check(args.figure, args.json)
         console = Console()
         console.print(str(ask(args)), highlight=False, soft_wrap=True)

@@ -22,6 +22,7 @@ from rich.table import Table
 from gradpart_jax import predictor, summaries
 from gradpart_jax.families import FAMILIES
 from train import traces
+from train.errors import status_of
 
 SHIPPED = Path(predictor.__file__).parent / "weights"
 
@@ -193,4 +194,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, prog="python -m train.pretrain"))
+    sys.exit(status_of(lambda: main(tyro.cli(Args, prog="python -m train.pretrain"))))

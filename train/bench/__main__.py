@@ -33,10 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
       The exit status: 0, 2 for a mistake in the options, 130 for Ctrl-C.
     """
-    chosen = tyro.cli(Choice, args=arguments, prog="python -m train.bench", description=__doc__)
-    warnings.simplefilter("ignore")
 
     def work() -> None:
+        chosen = tyro.cli(Choice, args=arguments, prog="python -m train.bench", description=__doc__)
+        warnings.simplefilter("ignore")
         if isinstance(chosen, forecast.Args):
             forecast.main(chosen)
         elif isinstance(chosen, compress.Args):

@@ -28,8 +28,12 @@ def main() -> int:
     Returns:
       The exit status.
     """
-    arguments = tyro.cli(Arguments, prog="python -m train.report")
-    return status_of(lambda: print(f"report: {write(arguments.runs, arguments.out)}"))
+
+    def work() -> None:
+        arguments = tyro.cli(Arguments, prog="python -m train.report")
+        print(f"report: {write(arguments.runs, arguments.out)}")
+
+    return status_of(work)
 
 
 if __name__ == "__main__":
