@@ -60,7 +60,14 @@ def find(
 
 
 def find_by_share(
-    vector: jax.Array, outlook: Outlook, turn: jax.Array, entries: int, layout: Layout, devices: int
+    vector: jax.Array,
+    outlook: Outlook,
+    turn: jax.Array,
+    entries: int,
+    layout: Layout,
+    devices: int,
+    owners: jax.Array,
+    owned: jax.Array,
 ) -> tuple[Candidates, jax.Array]:
     """Read the vector once, and gather what lies above the thresholds, sorted by the device that owns it.
 
@@ -71,24 +78,25 @@ def find_by_share(
       entries: that are to be sent to each owner.
       layout: the segments.
       devices: W.
+      owners: int32[W - 1], all but this device.
+      owned: bool[n / 32], words of this device's own share, which hold no candidates.
 
     Returns:
       Candidates, each array with a leading axis of owners, positions being those in their shares; bool[], whether the
-      vector is finite.
+      vector is finite, its own share left out.
     """
-    total = share_size(layout, devices)
-    most = candidates_of(entries * devices, layout.total, devices)[1]
-    room = min(most // devices + WORD, total)
-    words, _, proposed = _mark(vector, outlook, turn, entries * devices, layout, most, devices)
-    rows = stored(deal_words(words, devices))
+    total, others = share_size(layout, devices), devices - 1
+    most = candidates_of(entries * others, layout.total, others)[1]
+    room = min(most // others + WORD, total)
+    words, _, proposed = _mark(vector, outlook, turn, entries * others, layout, most, others, owned)
+    rows = stored(deal_words(words, devices, owners))
     counts = jnp.sum(popcount(rows), axis=1)
     crowded = jnp.any(counts > room)
     rows = jax.lax.cond(crowded, jax.vmap(lambda row: _thinned(row, room, turn)), lambda rows: rows, rows)
     positions, found = jax.vmap(lambda row: select(row, room))(rows)
-    owners = jnp.arange(devices, dtype=jnp.int32)
-    whole = jax.vmap(lambda owner, own: share_of(layout, devices, owner).restore(own))(owners, positions)
+    whole = stored(jax.vmap(lambda owner, own: share_of(layout, devices, owner).restore(own))(owners, positions))
     values, finite = _read(vector, whole.reshape(-1), crowded, room >= total)
-    proposed = jnp.broadcast_to(proposed // devices, (devices,))
+    proposed = jnp.broadcast_to(proposed // others, (others,))
     return Candidates(positions, values.reshape(whole.shape), found, counts, proposed), finite
 
 
@@ -135,12 +143,13 @@ def _mark(
     layout: Segmented,
     room: int,
     shares: int = 1,
+    without: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Mark what lies above the thresholds, or, should that be too few or too many, above better ones.
 
     A sample of the vector says by which factor the forecast is off; then one pass does in almost all steps. Else the
     factor is looked for, first in growing steps and then by halves, a pass each; what is still too much after some
-    passes is thinned out.
+    passes is thinned out. Words in `without` are passed over.
 
     Returns:
       Words of the bitmask; their set bits; how many lie above the proposed thresholds, as estimated by the sample.
@@ -154,6 +163,8 @@ def _mark(
         rows = vector.reshape(-1, WORD)
         over = ~((rows <= bound) & (rows >= -bound))
         words = bitmask(over.reshape(-1))
+        if without is not None:
+            words = jnp.where(without, jnp.uint32(0), words)
         return words, jnp.sum(popcount(words))
 
     def unsuited(search: tuple[jax.Array, ...]) -> jax.Array:
@@ -173,6 +184,8 @@ def _mark(
     place = jnp.arange(layout.total // stride, dtype=jnp.int32) * stride
     place += (scramble(place.shape[0], turn) % jnp.uint32(stride)).astype(jnp.int32)
     score = jnp.minimum(jnp.abs(vector[place]) / outlook.proposal[segment_of(place, layout)], FARTHEST)
+    if without is not None:
+        score = jnp.where(without[place // WORD], 0.0, score)
     proposed = jnp.sum((score > 1).astype(jnp.int32)) * stride
     zero, one = jnp.float32(0.0), jnp.float32(1.0)
     if room >= layout.total:  # there is room for all that is not zero

@@ -32,6 +32,7 @@ class Sent(NamedTuple):
 
     everything: jax.Array  # bool[]
     buffers: tuple[Buffer, ...]
+    owned: jax.Array | bool = False  # bool[n]: in no buffer, for the device itself adds it up for all
 
 
 def init(layout: Layout, *, enabled: bool, momentum: bool) -> Memory:
@@ -111,6 +112,8 @@ def subtract(
 ) -> Memory:
     """Remember what was not sent: m' = decay (a - sent), u' = momentum (g + u) where nothing was sent, else 0.
 
+    Where a device adds up for all, nothing waits, and momentum goes on.
+
     The products are stored, not added in the same expression: a compiler that contracts a multiply and an add into
     one rounding in one program and not in another would break bit-equality between pmap and vmap.
 
@@ -130,7 +133,7 @@ def subtract(
     keep_all = is_fixed(decay, 1.0)
     if residual.size:
         if isinstance(sent, Sent):
-            rest = jnp.where(sent.everything, 0.0, vector if keep_all else decay * vector)
+            rest = jnp.where(sent.everything | sent.owned, 0.0, vector if keep_all else decay * vector)
             rest = jnp.where(finite, rest, residual)
             for buffer in sent.buffers:
                 values = buffer.values if keep_all else decay * buffer.values
@@ -180,7 +183,7 @@ def advance(vector: jax.Array, memory: Memory, sent: Sent | jax.Array, finite: j
     """
     estimate = memory.residual
     if isinstance(sent, Sent):
-        moved = jnp.where(finite & sent.everything, estimate + vector, estimate)
+        moved = jnp.where(finite & (sent.everything | sent.owned), estimate + vector, estimate)
         for buffer in sent.buffers:
             moved = scatter_add(moved, buffer.indices, jnp.where(finite, buffer.values, 0.0))
     else:

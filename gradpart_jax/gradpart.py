@@ -18,14 +18,15 @@ import jax.numpy as jnp
 from gradpart_jax import accounting, gathered, led, predictor, scattered, summaries
 from gradpart_jax.accounting import WORD_BITS, Wire
 from gradpart_jax.baselines.dense import dense
-from gradpart_jax.exchange import AxisName, axis_size, greatest, mean
+from gradpart_jax.bits import WORD
+from gradpart_jax.exchange import AxisName, axis_size, greatest, mean, position
 from gradpart_jax.families import family as find_family
 from gradpart_jax.outlook import GradpartState, Outcome, digest, foresee
 from gradpart_jax.regions import entropy_rule
 from gradpart_jax.replicated import replicated
 from gradpart_jax.scheme import Reduced, Scheme, SchemeState, Settle
 from gradpart_jax.segments import Layout, sample_positions
-from gradpart_jax.shares import share_size
+from gradpart_jax.shares import owned_by, share_size
 from gradpart_jax.sizes import Plan, plan_of
 
 SAMPLE = 2**17  # elements that a histogram is made from
@@ -101,7 +102,8 @@ def gradpart(
             return uncompressed.reduce(vector, state, layout, axis_name, settle)
         shared = state.shared
         due, first = _due(shared, sizes.observe_every)
-        observed, statistics = _observe(vector, due, shared.summary, layout, axis_name)
+        own = owned_by(position(axis_name), layout, found) if sizes.exchange == "reduce_scatter" else None
+        observed, statistics = _observe(vector, due, shared.summary, layout, axis_name, own)
         outlook = replicated(foresee)(
             shared, observed, sizes=layout.sizes, capacity=sizes.entries, rule=rule, family=family
         )
@@ -152,15 +154,22 @@ def _due(shared: GradpartState, every: int) -> tuple[jax.Array, jax.Array]:
 
 
 def _observe(
-    vector: jax.Array, due: jax.Array, summary: summaries.Summary, layout: Layout, axis_name: AxisName
+    vector: jax.Array,
+    due: jax.Array,
+    summary: summaries.Summary,
+    layout: Layout,
+    axis_name: AxisName,
+    without: jax.Array | None,
 ) -> tuple[tuple[jax.Array, jax.Array], Wire]:
-    """Average the histogram of a sample over devices where it is due, else give the last one."""
+    """Average the histogram of a sample, some words left out, over devices where it is due, else give the last one."""
     positions, owners = sample_positions(layout, SAMPLE)
     segments, devices = layout.segments, axis_size(axis_name)
 
     def measure(vector: jax.Array) -> tuple[jax.Array, jax.Array]:
         values, owner = jnp.abs(vector[positions]), jnp.asarray(owners)
         valid = jnp.isfinite(values)
+        if without is not None:  # what is not sent tells nothing of what is
+            valid &= ~without[positions // WORD]
         top = greatest(summaries.top_bin(values, owner, valid, segments), axis_name)
         counts = summaries.histogram(values, owner, valid, top, segments)
         # Counts are whole numbers, whose sum is exact in any order; a sum of shares would not be.

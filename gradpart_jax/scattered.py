@@ -1,8 +1,9 @@
 """Exchange by reduce-scatter and all-gather of sparse payloads: link bits do not grow with the number of devices.
 
-Every device owns a share of the vector. It gets each device's entries in that share, adds up their mean and what it
-owes from earlier steps, selects once more, and sends that selection to all: error feedback at both ends. The idea of
-owners is that of Li and Hoefler, "Near-optimal sparse allreduce for distributed deep learning" (PPoPP 2022).
+Every device owns a share of the vector. It gets the others' entries in that share, adds up their mean with its own
+values, all of them, and what it owes from earlier steps, selects once more, and sends that selection to all: error
+feedback at both ends. The idea of owners is that of Li and Hoefler, "Near-optimal sparse allreduce for distributed deep
+learning" (PPoPP 2022).
 
 Bits that leave a device: (W - 1) / W of a payload P of W parts, and (W - 1) times a part: 2 (W - 1) / W P whatever W.
 """
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from gradpart_jax import accounting
+from gradpart_jax.bits import WORD
 from gradpart_jax.buffers import Buffer, overwritten, scatter_add
 from gradpart_jax.candidates import Candidates, find_by_share
 from gradpart_jax.exchange import AxisName, axis_size, deal, position
@@ -24,8 +26,9 @@ from gradpart_jax.replicated import replicated
 from gradpart_jax.scheme import Reduced, Settle
 from gradpart_jax.segments import Layout, count_by_segment
 from gradpart_jax.selection import choose, decode, encode, report_of, trim
-from gradpart_jax.shares import Share, share_of
+from gradpart_jax.shares import Share, owned_by, share_of, take_share
 from gradpart_jax.sizes import Plan
+from gradpart_jax.stored import stored
 
 
 def step(
@@ -54,40 +57,44 @@ def step(
       What was exchanged, how good the forecast was, and what is owed now. The sum of all that is owed and of the mean
       memory is what went in less what came out.
     """
-    (shape,), devices = plan.ladder, axis_size(axis_name)
+    (shape,), devices, me = plan.ladder, axis_size(axis_name), position(axis_name)
     bases = Bases(outlook.regions.key, outlook.regions.level)
     owners = jnp.arange(devices, dtype=jnp.int32)
-    found, finite = find_by_share(vector, outlook, turn, shape.entries, layout, devices)
+    others = stored((owners[1:] + me) % devices)
+    owned = owned_by(me, layout, devices)
+    mine, passed = share_of(layout, devices, me), owed + take_share(vector, devices, me) / devices
+    found, finite = find_by_share(vector, outlook, turn, shape.entries, layout, devices, others, owned)
+    finite &= jnp.all(jnp.isfinite(passed))
 
     def part(owner: jax.Array, candidates: Candidates) -> tuple[jax.Array, Contents]:
         share = share_of(layout, devices, owner)
         words, own = encode(trim(candidates, outlook, turn, shape, share), bases, finite, shape, share)
         return words, _restored(own, share)
 
-    words, own = jax.vmap(part)(owners, found)
-    received = deal(words, axis_name)
-    mine = share_of(layout, devices, position(axis_name))
+    words, own = jax.vmap(part)(others, found)
+    # What a device would have for itself stays empty
+    dealt = jnp.zeros((devices, shape.words), jnp.uint32).at[others].set(words)
+    received = deal(dealt, axis_name)[others]
     headers = shape.header(received)
 
     # All parts at once: together they are one payload, and small, so that each operation's own cost is what counts.
-    total = jnp.zeros_like(owed)
     parts = jax.vmap(lambda words: decode(words, bases, shape, shape, mine))(received)
     for buffer in map(_joined, parts[1:]):
-        total = scatter_add(total, buffer.indices, buffer.values)
-    passed = owed + total / devices
+        passed = scatter_add(passed, buffer.indices, buffer.values / devices)
     # Coarse values are equal to many others.
     chosen, _ = choose(passed, outlook, turn, shape, mine, spare=shape.entries)
     # The second header tells all devices what the owner has learnt from the first ones.
     (cut,), _ = replicated(means)(headers.trim)
-    chosen = chosen._replace(candidates=jnp.sum(headers.candidates) // devices, trim=cut)
-    words, sums = encode(chosen, bases, jnp.all(headers.finite), shape, mine)
+    chosen = chosen._replace(candidates=jnp.sum(headers.candidates) // (devices - 1), trim=cut)
+    words, sums = encode(chosen, bases, finite & jnp.all(headers.finite), shape, mine)
     payloads = gather_payloads(words, axis_name)
     headers = shape.header(payloads)
     everywhere = jnp.all(headers.finite)
     for buffer in sums[1:]:
         passed = scatter_add(passed, buffer.indices, -buffer.values)
 
-    memory = settle(Sent(jnp.bool_(False), tuple(map(_joined, own[1:]))), everywhere)
+    own_share = jnp.broadcast_to(owned[:, None], (owned.size, WORD)).reshape(-1)
+    memory = settle(Sent(jnp.bool_(False), tuple(map(_joined, own[1:])), own_share), everywhere)
 
     def receive(owner: jax.Array, words: jax.Array) -> tuple[Contents, jax.Array]:
         share = share_of(layout, devices, owner)

@@ -106,31 +106,76 @@ def scatter_share(values: jax.Array, layout: Layout, devices: int, owner: jax.Ar
     >>> whole[::32].tolist()
     [1.0, 2.0, 1.0]
     """
-    groups = values.shape[0] // WORD
-    # Stored, else each element works its word's owner out anew
-    place = stored(_place(jnp.arange(groups, dtype=jnp.int32), owner, devices))
-    mine = jnp.arange(devices, dtype=jnp.int32)[None, :, None] == place[:, None, None]
-    return jnp.where(mine, values.reshape(groups, 1, WORD), 0.0).reshape(-1)[: layout.total]
+    mine = _words_of(owner, values.shape[0] // WORD, devices)
+    return jnp.where(mine[..., None], values.reshape(-1, 1, WORD), 0.0).reshape(-1)[: layout.total]
 
 
-def deal_words(words: jax.Array, devices: int) -> jax.Array:
+def take_share(vector: jax.Array, devices: int, owner: jax.Array) -> jax.Array:
+    """Read a share's elements from the whole vector.
+
+    Args:
+      vector: float32[n].
+      devices: W.
+      owner: int32[] in [0, W), whose share it is.
+
+    Returns:
+      float32[share], 0 where the whole vector has no such word.
+
+    >>> import jax.numpy as jnp
+    >>> take_share(jnp.arange(96.0), 2, jnp.int32(0))[::32].tolist()
+    [0.0, 64.0]
+    """
+    words = jnp.pad(vector, (0, -vector.shape[0] % (WORD * devices))).reshape(-1, WORD)
+    group = jnp.arange(words.shape[0] // devices, dtype=jnp.int32)
+    own = stored(group * devices + _place(group, owner, devices))
+    return words.at[own].get(mode="promise_in_bounds", indices_are_sorted=True, unique_indices=True).reshape(-1)
+
+
+def owned_by(owner: jax.Array, layout: Layout, devices: int) -> jax.Array:
+    """Say which words of the whole vector are a device's share.
+
+    Args:
+      owner: int32[] in [0, W).
+      layout: of the whole vector.
+      devices: W.
+
+    Returns:
+      bool[n / 32].
+
+    >>> import jax.numpy as jnp
+    >>> from gradpart_jax.segments import layout_of
+    >>> owned_by(jnp.int32(0), layout_of(jnp.zeros(96)), 2).tolist()
+    [True, False, True]
+    """
+    groups = share_size(layout, devices) // WORD
+    return stored(_words_of(owner, groups, devices).astype(jnp.int32).reshape(-1)[: layout.total // WORD]) > 0
+
+
+def deal_words(words: jax.Array, devices: int, owners: jax.Array) -> jax.Array:
     """Sort a vector's words by owner.
 
     Args:
       words: uint32[n / 32].
       devices: W.
+      owners: int32[O] in [0, W), whose words are wanted.
 
     Returns:
-      uint32[W, share / 32], 0 where the whole vector has no such word.
+      uint32[O, share / 32], 0 where the whole vector has no such word.
 
     >>> import jax.numpy as jnp
-    >>> deal_words(jnp.arange(6, dtype=jnp.uint32), 2).tolist()
+    >>> deal_words(jnp.arange(6, dtype=jnp.uint32), 2, jnp.arange(2)).tolist()
     [[0, 2, 5], [1, 3, 4]]
     """
     groups = jnp.pad(words, (0, -words.shape[0] % devices)).reshape(-1, devices)
     group = jnp.arange(groups.shape[0], dtype=jnp.int32)[None, :]
-    owner = jnp.arange(devices, dtype=jnp.int32)[:, None]
-    return groups[group, _place(group, owner, devices)]
+    return groups[group, _place(group, owners[:, None], devices)]
+
+
+def _words_of(owner: jax.Array, groups: int, devices: int) -> jax.Array:
+    """Say which words of each group are a device's: bool[groups, W]."""
+    # Stored, else each element works its word's owner out anew
+    place = stored(_place(jnp.arange(groups, dtype=jnp.int32), owner, devices))
+    return jnp.arange(devices, dtype=jnp.int32)[None, :] == place[:, None]
 
 
 def _place(group: jax.Array, owner: jax.Array, devices: int) -> jax.Array:

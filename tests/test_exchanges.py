@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 import gradpart_jax as gp
 from gradpart_jax.bits import WORD
-from gradpart_jax.segments import layout_of, segment_of, spread
-from gradpart_jax.shares import deal_words, scatter_share, share_of, share_size
+from gradpart_jax.segments import layout_of, ravel, segment_of, spread
+from gradpart_jax.shares import deal_words, owned_by, scatter_share, share_of, share_size, take_share
 from gradpart_jax.sizes import plan_of
 
 W = 4
@@ -166,6 +166,26 @@ def test_what_is_not_finite_changes_nothing_and_zeros_do_no_harm(exchange) -> No
     assert owed(after) < 0.5 * owed(state)
 
 
+def test_what_a_device_owns_does_not_wait_and_goes_in_whole() -> None:
+    """An owner's own values need no payload: mean, debt and what others still owe make up for the whole gradient."""
+    momentum = 0.5
+    tx = gp.partition_compress(
+        AXIS, bits_per_element=1.5, momentum=momentum, exchange="reduce_scatter", devices=W, learn_every=4
+    )
+    state = jax.vmap(lambda _: tx.init(PARAMS))(jnp.arange(W))
+    layout, g = layout_of(PARAMS), gradients(0)
+    out, after = jax.jit(jax.vmap(tx.update, axis_name=AXIS))(g, state)
+    flat = np.stack([np.asarray(ravel(jax.tree.map(lambda x, i=i: x[i], g), layout)) for i in range(W)])
+    for i in map(jnp.int32, range(W)):
+        own = np.repeat(np.asarray(owned_by(i, layout, W)), WORD)
+        assert not np.asarray(after.memory.residual)[i, own].any()
+        np.testing.assert_array_equal(np.asarray(after.memory.velocity)[i, own], momentum * flat[i, own])
+        waiting = np.asarray(after.memory.residual)[:, own].mean(0)
+        mean = np.asarray(ravel(jax.tree.map(lambda x: x[0], out), layout))[own]
+        debt = np.asarray(scatter_share(after.scheme.local[i], layout, W, i))[own]
+        np.testing.assert_allclose(mean + debt + waiting, flat[:, own].mean(0), atol=1e-4 * np.abs(flat).max())
+
+
 def collectives(jaxpr, found):
     """Collect the collectives of a traced program, within all of its parts."""
     for equation in jaxpr.eqns:
@@ -204,7 +224,7 @@ def test_shares_part_every_tree_without_rest() -> None:
     for devices in (1, 3):
         layout = layout_of(PARAMS)
         words = jnp.arange(1, layout.total // WORD + 1, dtype=jnp.uint32)
-        rows = np.asarray(deal_words(words, devices))
+        rows = np.asarray(deal_words(words, devices, jnp.arange(devices)))
         assert rows.shape == (devices, share_size(layout, devices) // WORD)
         assert sorted(rows[rows > 0]) == list(range(1, words.size + 1))
         segment = spread(jnp.arange(layout.segments), layout)
@@ -250,5 +270,10 @@ def test_a_share_spread_out_lies_where_its_positions_say(devices: int) -> None:
         expected = np.zeros(layout.total + 1)
         expected[places] = values
         np.testing.assert_array_equal(scatter_share(values, layout, devices, owner), expected[:-1])
+        np.testing.assert_array_equal(
+            take_share(jnp.asarray(expected[:-1], jnp.float32), devices, owner)[:size],
+            np.where(places < layout.total, values, 0.0),
+        )
+        np.testing.assert_array_equal(np.repeat(owned_by(owner, layout, devices), WORD), expected[:-1] > 0)
         whole += expected[:-1]
     assert (whole > 0).all()
