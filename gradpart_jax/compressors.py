@@ -94,11 +94,11 @@ def partition_compress(
         holds what every device has to send. Of use where most of a gradient may be zero, as of embeddings; a second
         rung makes the devices agree first, by an all-reduce of one word, and takes longer to compile.
       error_feedback: whether what is not sent is remembered.
-      exchange: how payloads travel. "all_gather": to all, best for two or three devices, for what leaves a device grows
-        with their number. "reduce_scatter": to owners of shares, which add them up, select once more (with a memory of
-        their own) and send that to all: bits on the link do not grow. "leader": one device's positions, in turn, serve
-        all, and values are added up on the way. "auto": "all_gather" for two devices or several rungs, else
-        "reduce_scatter".
+      exchange: how payloads travel. "all_gather": to all, best for two or three devices, for what leaves a device
+        grows with their number. "reduce_scatter": to owners of shares, which add them up with their own values,
+        select once more (with a memory of their own) and send that to all: bits on the link do not grow. "leader":
+        one device's positions, in turn, serve all, and values are added up on the way. "auto": "all_gather" for two
+        devices or several rungs, else "reduce_scatter".
       devices: that the axis has; needed by all but "all_gather", because sizes depend on it.
 
     Returns:
