@@ -63,7 +63,7 @@ def compress(
       memory_decay: what the memory is multiplied by each step, in (0, 1].
       memory_allowance: how many times more than once what opposes the memory counts, until that is used up; at least 0.
         Noise then comes to nothing in place of waiting, while what is consistent is summed up and sent: a cumulative
-        sum with an allowance (Page, Biometrika 1954). Of use at 1,000 times fewer bytes, where 0.2 is good.
+        sum with an allowance (Page, Biometrika 1954). Of use where entries wait for hundreds of steps; 0.2 is mild.
 
     Returns:
       An `optax.GradientTransformationExtraArgs`; extra arguments are ignored.
