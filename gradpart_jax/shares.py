@@ -114,7 +114,7 @@ def take_share(vector: jax.Array, devices: int, owner: jax.Array) -> jax.Array:
     """Read a share's elements from the whole vector.
 
     Args:
-      vector: float32[n].
+      vector: float32[n], n a multiple of 32.
       devices: W.
       owner: int32[] in [0, W), whose share it is.
 
@@ -125,10 +125,7 @@ def take_share(vector: jax.Array, devices: int, owner: jax.Array) -> jax.Array:
     >>> take_share(jnp.arange(96.0), 2, jnp.int32(0))[::32].tolist()
     [0.0, 64.0]
     """
-    words = jnp.pad(vector, (0, -vector.shape[0] % (WORD * devices))).reshape(-1, WORD)
-    group = jnp.arange(words.shape[0] // devices, dtype=jnp.int32)
-    own = stored(group * devices + _place(group, owner, devices))
-    return words.at[own].get(mode="promise_in_bounds", indices_are_sorted=True, unique_indices=True).reshape(-1)
+    return deal_words(vector.reshape(-1, WORD), devices, owner[None]).reshape(-1)
 
 
 def owned_by(owner: jax.Array, layout: Layout, devices: int) -> jax.Array:
@@ -155,20 +152,23 @@ def deal_words(words: jax.Array, devices: int, owners: jax.Array) -> jax.Array:
     """Sort a vector's words by owner.
 
     Args:
-      words: uint32[n / 32].
+      words: [n / 32, ...].
       devices: W.
       owners: int32[O] in [0, W), whose words are wanted.
 
     Returns:
-      uint32[O, share / 32], 0 where the whole vector has no such word.
+      [O, share / 32, ...], 0 where the whole vector has no such word.
 
     >>> import jax.numpy as jnp
     >>> deal_words(jnp.arange(6, dtype=jnp.uint32), 2, jnp.arange(2)).tolist()
     [[0, 2, 5], [1, 3, 4]]
     """
-    groups = jnp.pad(words, (0, -words.shape[0] % devices)).reshape(-1, devices)
-    group = jnp.arange(groups.shape[0], dtype=jnp.int32)[None, :]
-    return groups[group, _place(group, owners[:, None], devices)]
+    rest = [(0, 0)] * (words.ndim - 1)
+    words = jnp.pad(words, [(0, -words.shape[0] % devices), *rest])
+    group = jnp.arange(words.shape[0] // devices, dtype=jnp.int32)[None, :]
+    # Stored, else each element works its word's place out anew
+    place = stored(group * devices + _place(group, owners[:, None], devices))
+    return words.at[place].get(mode="promise_in_bounds", unique_indices=True)
 
 
 def _words_of(owner: jax.Array, groups: int, devices: int) -> jax.Array:
