@@ -229,6 +229,8 @@ def pack(codes: jax.Array, width: int) -> jax.Array:
     True
     """
     _check_width(width)
+    if WORD % width == 0:
+        return pack_apart(codes, width)
     size = codes.shape[0]
     # Thirty-two codes make `width` whole words; a word gathers the few codes that reach into it. One gather compiles
     # to one small kernel, where 32 slices with static shifts would compile to as many large ones.
@@ -254,14 +256,14 @@ def unpack(words: jax.Array, size: int, width: int) -> jax.Array:
       uint32[size].
     """
     _check_width(width)
+    if WORD % width == 0:
+        return unpack_apart(words, size, width)
     index = jnp.arange(size, dtype=jnp.int32)
     bit = index % WORD * width
     at, shift = index // WORD * width + bit // WORD, (bit % WORD).astype(jnp.uint32)
-    low = words[at] >> shift
-    if WORD % width:
-        following = words.at[at + 1].get(mode="fill", fill_value=0)
-        low = low | jnp.where(shift > 0, following << (WORD - jnp.maximum(shift, 1)), jnp.uint32(0))
-    return low & jnp.uint32((1 << width) - 1)
+    following = words.at[at + 1].get(mode="fill", fill_value=0)
+    following = jnp.where(shift > 0, following << (WORD - jnp.maximum(shift, 1)), jnp.uint32(0))
+    return (words[at] >> shift | following) & jnp.uint32((1 << width) - 1)
 
 
 def pack_apart(codes: jax.Array, width: int) -> jax.Array:
