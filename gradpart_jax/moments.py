@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from gradpart_jax.bits import WORD
+from gradpart_jax.reductions import segment_sums
 from gradpart_jax.replicated import replicated
 from gradpart_jax.segments import Layout, spread
 
@@ -79,20 +80,6 @@ def scaled(vector: jax.Array, scale: jax.Array, layout: Layout) -> jax.Array:
     """
     unit = 1.0 / jnp.where((scale > SMALLEST) & (scale < jnp.inf), scale, 1.0)
     return vector.reshape(-1, WORD) * spread(unit, layout)[:, None]
-
-
-def segment_sums(rows: jax.Array, layout: Layout) -> jax.Array:
-    """Add up by segment; for use within `replicated`.
-
-    Args:
-      rows: float32[n / 32, 32].
-      layout: the segments.
-
-    Returns:
-      float32[S].
-    """
-    totals = jnp.zeros(layout.segments, jnp.float32)
-    return totals.at[_owners(layout)].add(jnp.sum(rows, axis=1), indices_are_sorted=True)
 
 
 def _owners(layout: Layout) -> jax.Array:

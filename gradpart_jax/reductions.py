@@ -30,6 +30,20 @@ def alone(function: Callable[..., jax.Array], *arguments: jax.Array) -> jax.Arra
     return stored(jax.custom_batching.sequential_vmap(function)(*arguments))
 
 
+def segment_sums(values: jax.Array, layout: Layout) -> jax.Array:
+    """Add up by segment, each in one order; for use within `alone` or `replicated`.
+
+    Args:
+      values: float32[n], or [n / 32, 32], zeros between the segments.
+      layout: the segments.
+
+    Returns:
+      float32[S].
+    """
+    words = stored(jnp.sum(values.reshape(-1, ALIGNMENT), axis=1))
+    return jnp.stack([jnp.sum(words[first:end]) for first, end in _spans(layout)])
+
+
 def segment_means(values: jax.Array, layout: Layout) -> jax.Array:
     """Average each segment.
 
@@ -40,7 +54,7 @@ def segment_means(values: jax.Array, layout: Layout) -> jax.Array:
     Returns:
       float32[S], 0 for an empty segment.
     """
-    return alone(lambda values: _sums(values, layout) * _shares(layout), values)
+    return alone(lambda values: segment_sums(values, layout) * _shares(layout), values)
 
 
 def segment_deviations(values: jax.Array, layout: Layout) -> jax.Array:
@@ -53,7 +67,7 @@ def segment_deviations(values: jax.Array, layout: Layout) -> jax.Array:
     Returns:
       float32[S], 0 for an empty segment.
     """
-    return alone(lambda values: jnp.sqrt(_sums(values * values, layout) * _shares(layout)), values)
+    return alone(lambda values: jnp.sqrt(segment_sums(values * values, layout) * _shares(layout)), values)
 
 
 def per_element(numbers: jax.Array, layout: Layout) -> jax.Array:
@@ -81,11 +95,6 @@ def cleared(values: jax.Array, layout: Layout) -> jax.Array:
       float32[n].
     """
     return loosen(tighten(values, layout), layout)
-
-
-def _sums(values: jax.Array, layout: Layout) -> jax.Array:
-    words = stored(jnp.sum(values.reshape(-1, ALIGNMENT), axis=1))
-    return jnp.stack([jnp.sum(words[first:end]) for first, end in _spans(layout)])
 
 
 def _shares(layout: Layout) -> jax.Array:

@@ -94,8 +94,8 @@ def histogram(magnitude: jax.Array, segment: jax.Array, valid: jax.Array, top: j
     """
     place = bin_index(magnitude) - jnp.clip(top, BINS + 3, 1019)[segment] + BINS - 1
     place = segment * BINS + jnp.clip(place, 0, BINS - 1)
-    counts = jnp.zeros(segments * BINS, jnp.float32).at[place].add(valid.astype(jnp.float32))
-    return counts.reshape(segments, BINS)
+    counts = jnp.zeros(segments * BINS, jnp.int32).at[place].add(valid.astype(jnp.int32))
+    return counts.reshape(segments, BINS).astype(jnp.float32)
 
 
 def start(size: jax.Array) -> Summary:

@@ -13,7 +13,8 @@ from gradpart_jax.bits import popcount
 from gradpart_jax.checks import check_number
 from gradpart_jax.exchange import AxisName
 from gradpart_jax.magnitudes import entries, per_segment, quotas, reaching, room
-from gradpart_jax.moments import greatest_magnitude, scaled, segment_sums
+from gradpart_jax.moments import greatest_magnitude, scaled
+from gradpart_jax.reductions import segment_sums
 from gradpart_jax.replicated import replicated
 from gradpart_jax.scheme import Reduced, Scheme, SchemeState, Settle
 from gradpart_jax.segments import Layout
