@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gradpart_jax.accounting import WORD_BITS
 from gradpart_jax.checks import check_integer, check_number
@@ -259,10 +260,11 @@ def _mildest(estimates: list[Estimate], bound: float) -> Estimate:
 
 
 def _layout(params: Any) -> tuple[Layout, int]:
-    if isinstance(params, int) and not isinstance(params, bool):
-        check_integer("params", params, 1, 2**50)
-        parts = -(-params // LARGEST_PART)
-        return layout_of(jax.ShapeDtypeStruct((params // parts,), jnp.float32)), parts
+    if isinstance(params, int | float | np.integer):
+        check_integer("params", int(params) if isinstance(params, np.integer) else params, 1, 2**50)
+        elements = int(params)
+        parts = -(-elements // LARGEST_PART)
+        return layout_of(jax.ShapeDtypeStruct((elements // parts,), jnp.float32)), parts
     layout = layout_of(params)
     if not layout.elements:
         raise ValueError("params has no elements: give a tree with some, or their number")

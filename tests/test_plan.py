@@ -94,6 +94,7 @@ def test_trees_numbers_and_one_device() -> None:
     huge = gp.plan(7_000_000_000, 8, 1000)
     assert huge.elements == pytest.approx(7e9, rel=1e-6)
     assert huge.best.payload_bits * huge.best.ratio == pytest.approx(32 * 7e9, rel=0.05)
+    assert gp.plan(np.int64(25_000_000), 4, 100) == gp.plan(25_000_000, 4, 100)
     alone = gp.plan(N, 1, 100, compute_s=1.0)
     assert not alone.compress
     assert alone.best.link_bits == 0
@@ -117,6 +118,11 @@ def test_trees_numbers_and_one_device() -> None:
 def test_bad_arguments_are_named(arguments, words: str) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
         gp.plan(**{"params": N, "devices": 8, "link_mbit": 100.0} | arguments)
+
+
+def test_a_number_of_elements_is_whole() -> None:
+    with pytest.raises(TypeError, match=r"params=25000000\.0 is not an integer"):
+        gp.plan(25e6, 4, 100)
 
 
 def test_a_calibration_is_read_and_reckoned_with(tmp_path) -> None:
