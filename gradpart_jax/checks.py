@@ -65,7 +65,7 @@ def is_fixed(value: Any, number: float) -> bool:
     >>> is_fixed(1.0, 1.0)
     True
     """
-    return isinstance(value, float) and value == number
+    return isinstance(value, int | float) and value == number
 
 
 def check_integer(name: str, value: Any, least: int, most: int, *, optional: bool = False) -> None:

@@ -95,7 +95,7 @@ def accumulate(fresh: jax.Array, held: jax.Array, allowance: float | jax.Array) 
     Array([ 3.,  0., -3.], dtype=float32)
     """
     more = rounded(fresh * allowance)
-    left = rounded(held * (1.0 / (1.0 + allowance)))
+    left = held - rounded(held * (allowance / (1.0 + allowance)))
     undone = jnp.where(jnp.abs(fresh + more) < jnp.abs(held), held + (fresh + more), left + fresh)
     return jnp.where((fresh < 0) == (held < 0), held + fresh, undone)
 
