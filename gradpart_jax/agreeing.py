@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
-from gradpart_jax import agreement
+from gradpart_jax import accounting, agreement
+from gradpart_jax.accounting import Wire
 from gradpart_jax.agreement import Agreement
 from gradpart_jax.checks import check_number
 from gradpart_jax.exchange import AxisName
-from gradpart_jax.states import add_bits, fill, state_axes
+from gradpart_jax.states import add_bits, exchanged, fill, state_axes
 
 BITS_PER_ELEMENT = 0.016  # a twentieth of what 100 times leaves
 
@@ -21,10 +23,11 @@ class AgreeingState(NamedTuple):
 
     inner: Any  # of the wrapped transformation: `state_axes` says what of it differs
     agreement: Agreement  # the same on every device
+    spent: Wire  # since the last exchange, the same on every device
 
     def device_axes(self) -> AgreeingState:
         """Say for `state_axes` what of it differs per device."""
-        return AgreeingState(state_axes(self.inner), fill(self.agreement, None))
+        return AgreeingState(state_axes(self.inner), fill(self.agreement, None), fill(self.spent, None))
 
 
 def agreeing(
@@ -58,13 +61,18 @@ def agreeing(
     tx = optax.with_extra_args_support(tx)
 
     def init(params: Any) -> AgreeingState:
-        return AgreeingState(tx.init(params), agreement.start(params))
+        return AgreeingState(tx.init(params), agreement.start(params), jax.tree.map(jnp.copy, accounting.nothing()))
 
     def update(updates: Any, state: AgreeingState, params: Any = None, **extra_args: Any) -> tuple[Any, AgreeingState]:
         known, wire = agreement.measure(updates, state.agreement, axis_name, bits_per_element)
-        ratio = agreement.noise_ratio(known, axis_name)
-        stepped, inner = tx.update(updates, state.inner, params, noise_ratio=ratio, **extra_args)
-        return stepped, AgreeingState(add_bits(inner, wire), known)
+        ratio = agreement.agreement_ratio(known, axis_name)
+        stepped, inner = tx.update(updates, state.inner, params, agreement_ratio=ratio, **extra_args)
+        spent, met = accounting.add(state.spent, wire), exchanged(inner)
+
+        def left(bits: jax.Array) -> jax.Array:
+            return jnp.where(met, 0.0, bits)
+
+        return stepped, AgreeingState(add_bits(inner, wire, spent), known, jax.tree.map(left, spent))
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -84,11 +92,11 @@ def scale_by_agreement() -> optax.GradientTransformationExtraArgs:
     """
 
     def update(
-        updates: Any, state: Any, params: Any = None, *, noise_ratio: jax.Array | None = None, **extra_args: Any
+        updates: Any, state: Any, params: Any = None, *, agreement_ratio: jax.Array | None = None, **extra_args: Any
     ) -> tuple[Any, Any]:
         del params, extra_args
-        if noise_ratio is None:
+        if agreement_ratio is None:
             raise ValueError("gp.scale_by_agreement knows of no agreement: wrap the whole optimizer by gp.agreeing")
-        return agreement.scale_blocks(updates, jax.lax.rsqrt(noise_ratio)), state
+        return agreement.scale_blocks(updates, jax.lax.rsqrt(agreement_ratio)), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)

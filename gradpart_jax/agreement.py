@@ -109,7 +109,7 @@ def measure(
     return Agreement(products, measured, agreement.step + 1), wire
 
 
-def noise_ratio(agreement: Agreement, axis_name: AxisName) -> jax.Array:
+def agreement_ratio(agreement: Agreement, axis_name: AxisName) -> jax.Array:
     """Find E[mean(g)^2] / E[g^2] of each block.
 
     Args:

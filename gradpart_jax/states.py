@@ -147,12 +147,21 @@ def is_compressed(node: Any) -> bool:
     return isinstance(node, CompressState)
 
 
-def add_bits(opt_state: Any, wire: Wire) -> Any:
+def exchanged(opt_state: Any) -> jax.Array | bool:
+    """Say whether the last step exchanged anything: bool[]."""
+    met: jax.Array | bool = False
+    for node in states_of(opt_state, CompressState):
+        met |= node.stats.payload_bits > 0
+    return met
+
+
+def add_bits(opt_state: Any, wire: Wire, period: Wire) -> Any:
     """Add what an optimizer has sent besides to its exchanges' statistics of the same step.
 
     Args:
       opt_state: any pytree, after an update.
-      wire: what was sent besides.
+      wire: what was sent besides, in this step.
+      period: the same since the exchange before this step's, which ratios go by.
 
     Returns:
       The same; of a step without an exchange a ratio stays that of the last one.
@@ -162,10 +171,15 @@ def add_bits(opt_state: Any, wire: Wire) -> Any:
         if not is_compressed(node):
             return node
         stats = node.stats
-        payload, link = stats.payload_bits + wire.payload_bits, stats.link_bits + wire.link_bits
-        payload_ratio = jnp.where(stats.payload_bits > 0, ratio(stats.dense_payload_bits, payload), stats.payload_ratio)
-        link_ratio = jnp.where(stats.link_bits > 0, ratio(stats.dense_link_bits, link), stats.link_ratio)
-        stats = stats._replace(payload_bits=payload, link_bits=link, payload_ratio=payload_ratio, link_ratio=link_ratio)
+        payload, link = stats.payload_bits, stats.link_bits
+        payload_ratio = ratio(stats.dense_payload_bits, payload + period.payload_bits)
+        link_ratio = ratio(stats.dense_link_bits, link + period.link_bits)
+        stats = stats._replace(
+            payload_bits=payload + wire.payload_bits,
+            link_bits=link + wire.link_bits,
+            payload_ratio=jnp.where(payload > 0, payload_ratio, stats.payload_ratio),
+            link_ratio=jnp.where(link > 0, link_ratio, stats.link_ratio),
+        )
         return node._replace(stats=stats)
 
     return jax.tree.map(add, opt_state, is_leaf=is_compressed)

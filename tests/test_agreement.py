@@ -56,7 +56,7 @@ def known(steps: int = 300) -> agreement.Agreement:
 
 def test_the_ratio_is_that_of_mean_to_own_second_moments() -> None:
     state = known()
-    ratio = np.asarray(jax.vmap(lambda s: agreement.noise_ratio(s, AXIS), axis_name=AXIS)(state))
+    ratio = np.asarray(jax.vmap(lambda s: agreement.agreement_ratio(s, AXIS), axis_name=AXIS)(state))
     assert np.array_equal(ratio, np.broadcast_to(ratio[:1], ratio.shape))
     # By brute force, over many draws
     draws = jax.vmap(gradients)(jax.random.split(jax.random.key(7), 100))
@@ -123,7 +123,7 @@ def test_pmap_vmap_and_shard_map_give_the_same_bits(check: bool) -> None:
 def test_one_device_alone_measures_nothing() -> None:
     state, wire = agreement.measure(LIKE, agreement.start(LIKE), None, 1.0)
     assert float(wire.payload_bits) == 0
-    np.testing.assert_array_equal(agreement.noise_ratio(state, None), 1.0)
+    np.testing.assert_array_equal(agreement.agreement_ratio(state, None), 1.0)
 
 
 def test_blocks_of_shards_lie_with_their_shards() -> None:
