@@ -74,7 +74,7 @@ def plan_of(
     if exchange == "reduce_scatter":
         assert devices is not None
         size, payloads, parts = share_size(layout, devices), devices + 1, devices
-    shape = best_format(size, left / payloads, key_bits)
+    shape = best_format(size, left / payloads, key_bits, most=layout.elements)
     if bits_per_element >= WORD_BITS or payloads * shape.bits >= WORD_BITS * layout.elements:
         return Plan(exchange, (), layout.elements, every)
     ladder = [shape]
@@ -83,7 +83,7 @@ def plan_of(
     return Plan(exchange, tuple(ladder), parts * shape.entries, every)
 
 
-def best_format(size: int, bits: float, key_bits: int | None = None) -> PayloadFormat:
+def best_format(size: int, bits: float, key_bits: int | None = None, most: int | None = None) -> PayloadFormat:
     """Find the format within a budget that loses least of a vector whose magnitudes are exponential.
 
     More entries, or finer ones: where few bits are to be had, a key region and a sparse one of signs; where many, all
@@ -93,6 +93,7 @@ def best_format(size: int, bits: float, key_bits: int | None = None) -> PayloadF
       size: length of the vector.
       bits: budget, header and padding included.
       key_bits: of a key value; None chooses.
+      most: entries that there are, where padding makes the vector longer; None: all of it.
 
     Returns:
       The format.
@@ -100,8 +101,9 @@ def best_format(size: int, bits: float, key_bits: int | None = None) -> PayloadF
     >>> best_format(10**6, 1e5), best_format(10**6, 4e6).key_bits
     (PayloadFormat(size=1000000, key_capacity=2200, sparse_capacity=6602, key_bits=4, sparse_bits=1), 6)
     """
+    most = min(math.ceil(DENSEST * size), size if most is None else most)
     shapes = [
-        fit_format(size, bits, key_share=share, key_bits=width, sparse_bits=1, most=math.ceil(DENSEST * size))
+        fit_format(size, bits, key_share=share, key_bits=width, sparse_bits=1, most=most)
         for share in (KEY_SHARE, 1.0)
         for width in ([key_bits] if key_bits else range(KEY_BITS, WIDEST_VALUE + 1))
     ]
@@ -192,7 +194,7 @@ def _led(layout: Layout, budget: float, devices: int | None) -> tuple[tuple[Payl
     def cost(entries: int) -> int:
         return led_bits(layout.total, entries, devices)
 
-    entries = most_within(cost, budget, math.ceil(DENSEST * layout.total))
+    entries = most_within(cost, budget, min(math.ceil(DENSEST * layout.total), layout.elements))
     if cost(entries) >= WORD_BITS * layout.elements:
         return (), layout.elements
     return (PayloadFormat(layout.total, entries, 0),), entries
