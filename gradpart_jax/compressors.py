@@ -13,6 +13,7 @@ from gradpart_jax.baselines.dense import dense
 from gradpart_jax.checks import check_integer, check_number
 from gradpart_jax.codecs import WIDEST_VALUE
 from gradpart_jax.exchange import AxisName
+from gradpart_jax.families import family as find_family
 from gradpart_jax.gradpart import gradpart
 from gradpart_jax.outlook import GradpartState
 from gradpart_jax.sizes import EXCHANGES
@@ -57,7 +58,7 @@ def partition_compress(
     entropy_rule: str = "entropy",
     key_bits: int | None = None,
     rungs: int = 1,
-    error_feedback: bool = True,
+    error_feedback: bool | str = True,
     exchange: str = "all_gather",
     devices: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -79,7 +80,8 @@ def partition_compress(
       bits_per_element: budget of payload bits an element, everything counted: indices, values, header, padding and
         statistics (averaged over steps; dense warm-up not included). In (0, 32]; 0.32 if neither this nor ratio is
         given. A tree so small that no payload is smaller than itself is exchanged dense.
-      ratio: the same said otherwise, 32 / bits_per_element, at least 1.
+      ratio: the same said otherwise, 32 / bits_per_element, at least 1. Payloads hold half of the entries at most, so
+        that above 1 it is never less than about 6.
       momentum: of momentum correction, in [0, 1); None for none.
       memory_decay: what the memory is multiplied by each step, in (0, 1].
       memory_allowance: how many times more than once what opposes the memory counts, at least 0 (see `compress`).
@@ -93,7 +95,7 @@ def partition_compress(
       rungs: sizes of payload, 1 to 8, each of four times fewer entries than the next: a step takes the smallest that
         holds what every device has to send. Of use where most of a gradient may be zero, as of embeddings; a second
         rung makes the devices agree first, by an all-reduce of one word, and takes longer to compile.
-      error_feedback: whether what is not sent is remembered.
+      error_feedback: whether what is not sent is remembered; "ef21" as in `compress`.
       exchange: how payloads travel. "all_gather": to all, best for two or three devices, for what leaves a device
         grows with their number. "reduce_scatter": to owners of shares, which add them up with their own values,
         select once more (with a memory of their own) and send that to all: bits on the link do not grow. "leader":
@@ -118,18 +120,12 @@ def partition_compress(
     >>> 90 < gp.stats(state).payload_ratio < 110
     Array(True, dtype=bool)
     """
-    for name, value in (("bits_per_element", bits_per_element), ("ratio", ratio)):
-        if isinstance(value, jax.Array):
-            raise TypeError(
-                f"{name} sizes buffers and must be a Python number, not an array: "
-                "give optax.inject_hyperparams static_args=gp.STATIC_ARGS"
-            )
     if bits_per_element is not None and ratio is not None:
         raise ValueError(
             f"bits_per_element={bits_per_element} and ratio={ratio} say the same thing twice: give one of them"
         )
-    check_number("ratio", ratio, at_least=1.0, below=float("inf"), optional=True)
-    check_number("bits_per_element", bits_per_element, above=0.0, at_most=32.0, optional=True)
+    check_number("ratio", ratio, at_least=1.0, below=float("inf"), optional=True, static=True)
+    check_number("bits_per_element", bits_per_element, above=0.0, at_most=32.0, optional=True, static=True)
     if bits_per_element is None:
         bits_per_element = DEFAULT_BITS if ratio is None else 32.0 / ratio
     for name, value, least, most in (
@@ -160,6 +156,7 @@ def partition_compress(
         rungs=rungs,
         exchange=exchange,
         devices=devices,
+        remember=bool(error_feedback),
     )
     return compress(
         scheme,
@@ -211,10 +208,11 @@ def inspect(opt_state: Any, family: str = predictor.DEFAULT_FAMILY) -> Inspectio
       An Inspection.
 
     Raises:
-      ValueError: there is no such state.
+      ValueError: there is no such state, or no such family.
     """
     found = find_state(opt_state)
     state = found.scheme.shared
+    find_family(family)
     if not isinstance(state, GradpartState):
         raise ValueError("opt_state holds no state of gp.partition_compress: there is no forecast to show")
     forecast = predictor.forecast(state.weights, state.summary, family)

@@ -44,6 +44,7 @@ def gradpart(
     rungs: int = 1,
     exchange: str = "all_gather",
     devices: int | None = None,
+    remember: bool = True,
 ) -> Scheme:
     """Make the scheme behind `partition_compress`, whose arguments these are, already checked.
 
@@ -59,6 +60,7 @@ def gradpart(
       rungs: payload sizes, of which each step takes the smallest that holds every device's entries.
       exchange: one of `sizes.EXCHANGES`.
       devices: that the axis has; needed by "reduce_scatter" and "auto".
+      remember: whether an owner of sums remembers what it has not passed on.
 
     Returns:
       A Scheme.
@@ -86,7 +88,8 @@ def gradpart(
             weights=weights,
             optimizer=predictor.start_learning(weights),
         )
-        return SchemeState(shared=state, local=jnp.zeros(_owned(plan(layout), layout, devices), jnp.float32))
+        owed = _owned(plan(layout), layout, devices) if remember else 0
+        return SchemeState(shared=state, local=jnp.zeros(owed, jnp.float32))
 
     def capacity(layout: Layout) -> int:
         return plan(layout).entries

@@ -45,7 +45,8 @@ def step(
 
     Args:
       vector: float32[n], of this device.
-      owed: float32[share], what this device, as an owner, has not passed on of the means of earlier steps.
+      owed: float32[share], what this device, as an owner, has not passed on of the means of earlier steps; or [0],
+        where nothing is remembered.
       outlook: thresholds.
       turn: int32[], a step counter.
       plan: static sizes.
@@ -62,7 +63,9 @@ def step(
     owners = jnp.arange(devices, dtype=jnp.int32)
     others = stored((owners[1:] + me) % devices)
     owned = owned_by(me, layout, devices)
-    mine, passed = share_of(layout, devices, me), owed + take_share(vector, devices, me) / devices
+    mine, passed = share_of(layout, devices, me), take_share(vector, devices, me) / devices
+    if owed.size:
+        passed = owed + passed
     found, finite = find_by_share(vector, outlook, turn, shape.entries, layout, devices, others, owned)
     finite &= jnp.all(jnp.isfinite(passed))
 
@@ -79,8 +82,14 @@ def step(
 
     # All parts at once: together they are one payload, and small, so that each operation's own cost is what counts.
     parts = jax.vmap(lambda words: decode(words, bases, shape, shape, mine))(received)
-    for buffer in map(_joined, parts[1:]):
-        passed = scatter_add(passed, buffer.indices, buffer.values / devices)
+
+    def take(passed: jax.Array, part: Contents) -> tuple[jax.Array, None]:
+        for buffer in part[1:]:
+            passed = scatter_add(passed, buffer.indices, buffer.values / devices)
+        return passed, None
+
+    # One device after another: several may have sent the same entry, and a sum is the same in one order only
+    passed, _ = jax.lax.scan(take, passed, parts)
     # Coarse values are equal to many others.
     chosen, _ = choose(passed, outlook, turn, shape, mine, spare=shape.entries)
     # The second header tells all devices what the owner has learnt from the first ones.
@@ -108,7 +117,7 @@ def step(
         mean = scatter_add(mean, buffer.indices, jnp.where(everywhere, buffer.values, 0.0))
     report, outcome = report_of(headers, outlook, counts.astype(jnp.float32), plan.entries, parts=devices)
     wire = accounting.add(accounting.dealt(devices * shape.bits, devices), accounting.gathered(shape.bits, devices))
-    return Reduced(mean, memory, everywhere, wire, report), outcome, passed
+    return Reduced(mean, memory, everywhere, wire, report), outcome, passed if owed.size else owed
 
 
 def _restored(contents: Contents, share: Share) -> Contents:

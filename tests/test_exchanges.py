@@ -186,6 +186,26 @@ def test_what_a_device_owns_does_not_wait_and_goes_in_whole() -> None:
         np.testing.assert_allclose(mean + debt + waiting, flat[:, own].mean(0), atol=1e-4 * np.abs(flat).max())
 
 
+@pytest.mark.parametrize("exchange", ["all_gather", *EXCHANGES])
+def test_without_error_feedback_nobody_remembers(exchange: str) -> None:
+    tx = gp.partition_compress(
+        AXIS, bits_per_element=1.5, error_feedback=False, exchange=exchange, devices=W, learn_every=4
+    )
+    state = jax.vmap(lambda _: tx.init(PARAMS))(jnp.arange(W))
+    assert state.memory.residual.size == state.scheme.local.size == 0
+    step = jax.jit(jax.vmap(tx.update, axis_name=AXIS))
+    _, state = step(gradients(0), state)
+    out, _ = step(jax.tree.map(jnp.zeros_like, gradients(0)), state)
+    assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(out))
+
+
+def test_a_payload_holds_no_more_entries_than_there_are() -> None:
+    layout = layout_of([jnp.zeros(())] * 60 + [jnp.zeros(3)] * 40)
+    for exchange in ("all_gather", *EXCHANGES):
+        for shape in plan_of(layout, 24.0, exchange=exchange, devices=W).ladder:
+            assert shape.entries <= layout.elements
+
+
 def collectives(jaxpr, found):
     """Collect the collectives of a traced program, within all of its parts."""
     for equation in jaxpr.eqns:
