@@ -281,7 +281,7 @@ def _restated(exchanged: Any, steps: int) -> Any:
             # Without a wire a ratio is 1
             factors["payload_ratio"] = jnp.where(stats.payload_bits > 0, steps, 1)
             factors["link_ratio"] = jnp.where(stats.link_bits > 0, steps, 1)
-        changed = {k: getattr(stats, k) * jnp.float32(by) for k, by in factors.items() if hasattr(stats, k)}
+        changed = {k: getattr(stats, k) * jnp.float32(by) for k, by in factors.items()}
         return node._replace(stats=stats._replace(**changed))
 
     return jax.tree.map(restate, exchanged, is_leaf=is_compressed)

@@ -205,7 +205,8 @@ def adamw(
     check_number("agreement", agreement, at_least=0.0, below=1.0, optional=True, static=True)
     if agreement and replicate:
         raise ValueError(f"agreement={agreement:g} serves what each device does by itself: leave replicate=False")
-    told = AGREEMENT if agreement is None and not replicate else agreement or 0.0
+    usual = 0.0 if replicate or ratio == 1 else AGREEMENT  # what is not compressed leaves no bits to spare
+    told = usual if agreement is None else agreement
     moments = [optax.scale_by_adam(b1=b1, b2=b2, eps=eps, nesterov=ahead), *([scale_by_agreement()] if told else [])]
     after = [*_decay(weight_decay, mask), _rate(learning_rate)]
     meeting = _exchange(axis_name, ratio, every, exchange, compression, scaled=not replicate, share=1.0 - told)

@@ -293,6 +293,22 @@ def test_a_recipe_compresses_by_partition_at_the_ratio_asked_for() -> None:
     assert sum(s.dense_payload_bits for s in seen) / sum(s.payload_bits for s in seen) == pytest.approx(40, rel=0.1)
 
 
+def test_a_recipe_that_is_not_to_compress_does_not() -> None:
+    tx = gp.recipes.adamw(RATE, AXIS, ratio=1)
+    _, _, seen = train(tx, 2)
+    assert float(seen[-1].payload_ratio) == 1.0
+
+
+def test_ratios_of_a_period_count_what_was_told_in_all_of_its_steps() -> None:
+    inner = gp.local_updates(optax.sgd(RATE), every=4, exchange=gp.partition_compress(AXIS, ratio=25, learn_every=0))
+    _, _, seen = train(gp.agreeing(inner, AXIS, bits_per_element=0.08), 8)
+    for first in (0, 4):
+        period = seen[first : first + 4]
+        assert all(s.payload_bits > 0 for s in period)
+        used = sum(float(s.payload_bits) for s in period)
+        assert float(period[-1].payload_ratio) == pytest.approx(float(period[-1].dense_payload_bits) / used, rel=1e-5)
+
+
 def test_the_loop_in_the_readme_learns_at_its_ratio() -> None:
     readme = (Path(__file__).parent.parent / "README.md").read_text()
     (loop,) = (block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "jax.pmap(step" in block)
