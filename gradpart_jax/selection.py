@@ -134,11 +134,13 @@ def report_of(
     """
     regions = outlook.regions
     fullness = jnp.maximum(headers.candidates, 1).astype(jnp.float32) / (capacity // parts)
+    # Candidates are those above thresholds that were lowered to have MARGIN times as many
+    above = jnp.floor(headers.candidates.astype(jnp.float32) / MARGIN)
     (cut, key_cut, _), (log_trim, _, surplus) = replicated(means)(headers.trim, headers.key_scale, fullness)
     report = Report(
         sent=jnp.sum(realised),
         capacity=jnp.int32(capacity),
-        overflow=parts * jnp.mean(jnp.maximum(headers.candidates - capacity // parts, 0).astype(jnp.float32)),
+        overflow=parts * jnp.mean(jnp.maximum(above - capacity // parts, 0.0)),
         threshold=jnp.stack([regions.sparse * cut, regions.key * key_cut], axis=-1),
         asked=regions.asked,
         realised=realised,
