@@ -18,7 +18,7 @@ WORD_BITS = 32
 
 
 class Wire(NamedTuple):
-    """Bits of one step, on one device; float32, exact below 2**29 words."""
+    """Bits of one step, on one device; float32, exact below 2**29 bits."""
 
     payload_bits: jax.Array  # float32[]: operands of the collectives
     link_bits: jax.Array  # float32[]: what leaves the device by their algorithms

@@ -149,10 +149,18 @@ def unravel(vector: jax.Array, like: Any, layout: Layout) -> Any:
     """
     leaves, structure = jax.tree.flatten(like)
     cut = [
-        jax.lax.slice(vector, (start,), (start + size,)).reshape(jnp.shape(leaf)).astype(jnp.result_type(leaf))
+        _cast(jax.lax.slice(vector, (start,), (start + size,)).reshape(jnp.shape(leaf)), jnp.result_type(leaf))
         for leaf, start, size in zip(leaves, layout.starts, layout.sizes, strict=True)
     ]
     return jax.tree.unflatten(structure, cut)
+
+
+def _cast(values: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Cast, to the largest finite value where one is beyond a narrow type: an infinite one would end a training."""
+    most = float(jnp.finfo(dtype).max)
+    if most < float(jnp.finfo(values.dtype).max):
+        values = jnp.clip(values, -most, most)
+    return values.astype(dtype)
 
 
 def tighten(vector: jax.Array, layout: Layout) -> jax.Array:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,7 @@ from gradpart_jax.segments import Layout, layout_of, segment_names, unravel
 from gradpart_jax.states import CompressState, Stats, ratio
 
 EF21 = "ef21"
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def compress(
@@ -50,6 +53,10 @@ def compress(
     `jax.grad` (over the inner axis too), or with check_vma=False. Under either, `gp.state_specs` gives the state's
     in_specs and out_specs. Parameters sharded over the chips of a host (FSDP), which are gathered for computing and
     whose gradients are scattered with `psum_scatter`, have that axis as their model axis.
+
+    Where one device's gradient is not finite, all skip the step by themselves. What decides on each device whether to
+    update at all (`optax.apply_if_finite`, `optax.skip_not_finite` of `optax.MultiSteps`) belongs behind this, not
+    around it: devices that go different ways wait for one another for ever. Undo a loss scale before: memory is of one.
 
     Args:
       scheme: what is sent and how, such as `gp.baselines.dense()`.
@@ -92,11 +99,13 @@ def compress(
     lossless = is_fixed(memory_decay, 1.0) and is_fixed(memory_allowance, 0.0)
     if by_estimate and (momentum is not None or not lossless):
         raise ValueError(
-            "EF21 keeps an estimate, not a memory: leave momentum=None, memory_decay=1.0 and memory_allowance=0.0"
+            "EF21 keeps an estimate, not a memory: leave momentum=None, memory_decay=1.0 and memory_allowance=0.0, "
+            "and name them in optax.inject_hyperparams's static_args"
         )
     if momentum is not None and not error_feedback:
         raise ValueError("momentum correction stands on the memory: leave error_feedback on, or momentum=None")
 
+    @_narrow
     def init(params: Any) -> CompressState:
         _check_leaves(params)
         layout = layout_of(params)
@@ -112,9 +121,14 @@ def compress(
     def update(updates: Any, state: CompressState, params: Any = None, **extra_args: Any) -> tuple[Any, CompressState]:
         del params, extra_args
         layout = layout_of(updates)
-        _check_state(layout, state)
+        _check_state(state, init, updates)
         if layout.elements == 0:
             return updates, state
+        mean, state = exchange(updates, state, layout)
+        return unravel(mean, updates, layout), state
+
+    @_narrow
+    def exchange(updates: Any, state: CompressState, layout: Layout) -> tuple[jax.Array, CompressState]:
         gradients, inner = meshes.average(updates, inner_axis)
         if by_estimate:
             vector, moving = feedback.difference(gradients, state.memory, layout), state.memory.velocity
@@ -140,7 +154,7 @@ def compress(
             mean = jnp.where(reduced.finite, estimate + mean, 0.0)
             estimate = jnp.where(reduced.finite, mean, estimate)
         fresh = meshes.widen(scheme_state, model_axis)
-        return unravel(mean, updates, layout), CompressState(reduced.memory, fresh, stats, estimate)
+        return mean, CompressState(reduced.memory, fresh, stats, estimate)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -155,14 +169,31 @@ def _check_leaves(params: Any) -> None:
             )
 
 
-def _check_state(layout: Layout, state: CompressState) -> None:
-    expected = state.stats.asked.shape[-1]
-    size = state.memory.residual.shape[-1]
-    if expected != layout.segments or size not in (0, layout.total):
-        raise ValueError(
-            f"updates have {layout.segments} leaves, {layout.total} padded elements; the state was made for "
-            f"{expected} leaves, {size} elements: call init with the same tree as update"
-        )
+def _check_state(state: CompressState, init: Callable[[Any], CompressState], updates: Any) -> None:
+    """Refuse a state that was made for another tree, or by other arguments: of a memory too many nobody would hear."""
+    found, wanted = (_shapes(tree) for tree in (state, jax.eval_shape(init, updates)))
+    for name in wanted | found:
+        if found.get(name) != wanted.get(name):
+            raise ValueError(
+                f"state's {name} has the shape {found.get(name)}, and should have {wanted.get(name)}: call init with "
+                "the same tree and the same arguments as update"
+            )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): jnp.shape(leaf) for path, leaf in leaves}
+
+
+def _narrow(function: Function) -> Function:
+    """Trace with types of 32 bits where the program has 64: words, counts and memory have no more."""
+
+    @functools.wraps(function)
+    def narrow(*arguments: Any) -> Any:
+        with jax.enable_x64(False):
+            return function(*arguments)
+
+    return narrow  # type: ignore[return-value]
 
 
 def _across_shards(

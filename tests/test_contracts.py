@@ -147,6 +147,31 @@ def test_dtypes_and_state_stay(tx, like) -> None:
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(new[0] if like is PARAMS else new.memory))
 
 
+@pytest.mark.parametrize("exchange", ["all_gather", "reduce_scatter", "leader"])
+def test_with_64_bits_enabled_the_state_keeps_its_32_and_updates_their_own(exchange: str) -> None:
+    like = {"coarse": jnp.zeros((40, 50)), "fine": np.zeros(7)}
+    tx = gp.recipes.adamw(1e-3, AXIS, ratio=20, exchange=exchange, devices=W, warmup_steps=2)
+    narrow = jax.eval_shape(tx.init, like)
+    with jax.enable_x64(True):
+        wide = jax.eval_shape(tx.init, like)
+        stacked = [jax.tree.map(lambda x: jax.ShapeDtypeStruct((W, *x.shape), x.dtype), t) for t in (like, wide)]
+        out, new = jax.eval_shape(jax.vmap(tx.update, axis_name=AXIS), *stacked, stacked[0])
+    assert out["fine"].dtype == np.float64
+    assert out["coarse"].dtype == np.float32
+    assert [x.dtype for x in jax.tree.leaves(new)] == [x.dtype for x in jax.tree.leaves(wide)]
+    kinds = [jax.tree.map(lambda x: x.dtype, state.inner.exchange) for state in (narrow, wide)]
+    assert kinds[0] == kinds[1]
+
+
+def test_what_waits_does_not_become_infinite_in_half_precision() -> None:
+    tx = gp.compress(gp.baselines.topk(0.01))
+    gradient = jnp.full(2000, 3e4, jnp.float16)
+    state = tx.init(gradient)
+    for _ in range(5):
+        out, state = tx.update(gradient, state)
+    assert float(jnp.max(out)) == float(jnp.finfo(jnp.float16).max)
+
+
 @settings(max_examples=8)
 @given(seed=st.integers(0, 2**31 - 1), scale=st.sampled_from([1e-20, 1e-3, 1.0, 1e12]))
 def test_conservation(seed: int, scale: float) -> None:
@@ -484,9 +509,14 @@ def test_bad_trees_and_states_are_named() -> None:
         gp.compress("topk")
     with pytest.raises(ValueError, match="call init with the same tree"):
         DEFAULT_ALONE.update({"other": jnp.zeros(5)}, DEFAULT_ALONE.init(PARAMS))
+    for other in ({"error_feedback": False}, {"momentum": 0.9}, {"error_feedback": "ef21"}, {"family": "gamma"}):
+        with pytest.raises(ValueError, match=r"state's \S+ has the shape .* the same arguments as update"):
+            DEFAULT_ALONE.update(PARAMS, partition(**other).init(PARAMS))
     with pytest.raises(ValueError, match="0 states"):
         gp.stats(optax.sgd(0.1).init(PARAMS))
     with pytest.raises(ValueError, match="2 states"):
         gp.stats((DEFAULT.init(PARAMS), DEFAULT.init(PARAMS)))
     with pytest.raises(ValueError, match="no forecast"):
         gp.inspect(DENSE.init(PARAMS))
+    with pytest.raises(ValueError, match="family='cauchy' is unknown"):
+        gp.inspect(DEFAULT.init(PARAMS), family="cauchy")
