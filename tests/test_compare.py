@@ -44,6 +44,7 @@ def test_a_budget_is_of_link_bits(tmp_path) -> None:
     [
         (["--methods", "best"], "--methods best is unknown: choose among partition, dense"),
         (["--methods", "partition:rungs=9"], "rungs=9 is out of range"),
+        (["--methods", "partition:rungs=abc"], "rungs='abc' is not an integer"),
         (["--methods", "dense,dense"], "names dense twice"),
         (["--methods", ""], "--methods is empty"),
         (["--budgets", "30,many"], "--budgets 'many' is no number"),

@@ -145,8 +145,15 @@ def test_the_program_prints_draws_and_refuses(tmp_path, capsys) -> None:
     assert "10,000" in printed
     assert figure.stat().st_size > 10_000
     assert {row["devices"] for row in json.loads(rows.read_text())} >= {2, 10_000}
-    assert program.main(["--chips", "3", "--figure", str(figure)]) == 2
-    assert "does not divide" in capsys.readouterr().err
+    assert program.main(["--devices", "14", "--chips", "7", "--inner-gbit", "100", "--figure", str(figure)]) == 0
+    assert "112 " in capsys.readouterr().out
+    for given, words in (
+        (["--chips", "3", "--figure", str(figure)], "does not divide"),
+        (["--figure", str(tmp_path / "plan.xyz")], "is no picture's name"),
+        (["--figure", str(figure), "--json", str(tmp_path)], "it is a folder"),
+    ):
+        assert program.main(given) == 2
+        assert words in capsys.readouterr().err
 
 
 def test_what_compiled_programs_carry_is_read_from_their_text() -> None:

@@ -104,6 +104,10 @@ def test_help_may_be_read_in_part() -> None:
             "is no option of dense: it has agreement=..., keep_own=..., learning_rate=..., local_steps=..., nesterov=",
         ),
         (["--local-steps", "0"], "--local-steps 0 is out of range"),
+        (["--local-steps", "64", "--steps", "20", "--data-dir", "{data}"], "would be exchanged: use at most 20"),
+        (["--local-steps", "4", "--recipe", "after", "--data-dir", "{data}"], "--recipe after has none: use"),
+        (["--data", "stdlib", "--augment", "flip-crop", "--data-dir", "{data}"], "--data stdlib is text: use none"),
+        (["--batch", "2048", "--data-dir", "{data}"], "more than the 1497 training examples: use at most 1496"),
         (["--keep-own", "1.5"], "--keep-own 1.5 is out of range: give 0 to 1"),
         (["--method", "partition:keep_own=2"], "keep_own=2 is out of range: give 0 to 1"),
         (["--keep-own", "0.5", "--recipe", "before"], "serves optimizers on each device, and partition has"),
@@ -191,6 +195,10 @@ def test_a_run_folder_is_never_overwritten_silently(tmp_path, capsys) -> None:
     assert "exists: go on with --resume, replace it with --overwrite" in capsys.readouterr().err
     assert main.main(["--workdir", str(tmp_path), "--overwrite"]) == 2
     assert "is no run folder" in capsys.readouterr().err
+    for other, words in (("{}", "its config.json is empty"), ('{"model_type": "x"}', "there is no setting 'model_type'")):
+        (folder / "config.json").write_text(other)
+        assert main.main(["--workdir", str(tmp_path), "--overwrite"]) == 2
+        assert words in capsys.readouterr().err
     assert (folder / "kept").exists()
 
 

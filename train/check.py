@@ -6,8 +6,29 @@ from typing import Any
 
 from train import folders, hosts, models
 from train.config import Config
+from train.data import Dataset
 from train.errors import UsageError
 from train.labels import parse_label
+
+
+def check_data(config: Config, dataset: Dataset) -> None:
+    """Check that a data set serves.
+
+    Args:
+      config: settled.
+      dataset: to learn.
+
+    Raises:
+      UsageError: names the option, the value got and the remedy.
+    """
+    training, task = config.training, config.task
+    if training.batch > dataset.train.size:
+        most = dataset.train.size // (config.devices * training.accumulate) * config.devices * training.accumulate
+        raise UsageError(
+            f"--batch {training.batch} is more than the {dataset.train.size} training examples: use at most {most}"
+        )
+    if task.augment != "none" and dataset.kind != "image":
+        raise UsageError(f"--augment {task.augment} is of images, and --data {task.data} is text: use none")
 
 
 def check(config: Config) -> None:

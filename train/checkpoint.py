@@ -70,7 +70,8 @@ class Checkpoints:
         hosts.lead(lambda: self._write(step, state, facts), what)
         if hosts.leads():
             for path in self._run.glob(f"{FOLDER}-*"):
-                if int(path.name.rpartition("-")[2]) >= hosts.count():  # of a start with more processes
+                number = path.name.rpartition("-")[2]
+                if number.isdecimal() and int(number) >= hosts.count():  # of a start with more processes
                     shutil.rmtree(path, ignore_errors=True)
 
     def _write(self, step: int, state: Any, facts: dict[str, Any]) -> None:

@@ -163,11 +163,12 @@ def run(comparison: Comparison, console: Console, command: str = "compare.run") 
       NonFiniteError: a loss is not finite any more.
       KeyboardInterrupt: somebody asked for the end.
     """
-    from train import folders, hosts, loop
+    from train import check, folders, hosts, loop
     from train.program import Program, prepare
 
     entries = plan(comparison)
     dataset = loop.load(comparison)
+    check.check_data(comparison, dataset)
     folders.make(comparison)
     wanted = {"methods": comparison.methods, "budgets": comparison.budgets, "seeds": comparison.seeds}
     if hosts.leads():

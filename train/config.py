@@ -20,7 +20,7 @@ class Task:
     preset: Literal["digits", "stdlib", "mnist", "cifar10", "imagenette", "lm-small"] | None = None
     """Defaults of a task; None takes those of the data set. Other options override it."""
     data: str = "digits"
-    """Data set: digits or stdlib, which are embedded, or any prepared data set of tfds with images and labels."""
+    """Data set: digits or stdlib, which are embedded, or any of tfds with labelled images or text."""
     data_dir: Path | None = None
     """Where data sets lie and are prepared; None takes the folder that tfds uses."""
     image_size: int | None = None
@@ -46,8 +46,7 @@ class Training:
     """How it is learned."""
 
     devices: int | None = None
-    """Devices to train over, in all processes together; None takes all accelerators, or, where there are CPUs alone, 4
-    virtual devices, and one a process where there are several."""
+    """In all processes together; None: all accelerators; on CPUs 4 virtual ones, or one for each process of several."""
     steps: int = 2000
     """Training steps."""
     batch: int = 128
@@ -63,14 +62,11 @@ class Training:
     b1: float = 0.9
     """Decay of the first moment of adam and adamw, which is their momentum; of lion's too, and where muon is adam."""
     b2: float | None = None
-    """Decay of the second moment of adam and adamw, of lion's momentum; None takes the optimizer's: lion 0.99, others
-    0.999."""
+    """Decay of the second moment of adam and adamw, of lion's momentum; None takes 0.99 for lion, else 0.999."""
     nesterov: bool | None = None
-    """Let momentum look a step ahead; None: where each device runs adam(w) by itself, and hears late of the others, and
-    in muon always."""
+    """Let momentum look a step ahead; None: in muon, and in adam(w) where each device runs it by itself."""
     weight_decay: float | None = None
-    """Of leaves with two axes or more; None takes the optimizer's: adamw 0.0001, others 0. Lion and muon decay as adamw
-    does."""
+    """Of leaves with two axes or more; None takes 0.0001 for adamw, else 0. Lion and muon decay as adamw does."""
     schedule: Literal["constant", "linear", "cosine", "step"] = "cosine"
     """Learning rate after its rise: kept, down to 0 on a line or cosine, or a tenth after 1/2 and 3/4 of the steps."""
     rise: float = 0.05
@@ -102,11 +98,9 @@ class Exchange:
     momentum_correction: float | None = None
     """Momentum on each device, before compression (DGC); sgd then has none of its own."""
     entropy_rule: str | None = None
-    """How the budget is shared among layers: fixed, entropy, perplexity or energy; None takes energy where
-    adam(w), lion or muon on each device have brought all layers to one scale, else entropy."""
+    """Of the budget's shares: fixed, entropy, perplexity, energy; None: energy where each device runs all but sgd."""
     agreement: float | None = None
-    """Share of the bytes by which devices tell one another how much their gradients agree, which adam(w) on each device
-    makes use of; 0 for none. None takes a twentieth there, and none elsewhere."""
+    """Share of the bytes that tell adam(w) on each device how gradients agree; None takes a twentieth there, else 0."""
     family: str = "pareto"
     """Family of forecast distributions: laplace, normal, generalised_normal, gamma, pareto or mixture."""
     dense_reference: bool = True

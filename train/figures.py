@@ -9,19 +9,26 @@ from typing import Any
 
 from train.errors import UsageError
 
+KINDS = (".png", ".svg", ".pdf", ".jpg")
 
-def check(*paths: Path | None) -> None:
+
+def check(figure: Path | None, *others: Path | None) -> None:
     """Refuse files that cannot be written, before anything is computed.
 
     Args:
-      paths: of files to be; None is skipped.
+      figure: picture to be; None is skipped.
+      others: files to be, the same.
 
     Raises:
-      UsageError: a folder is missing.
+      UsageError: a folder is missing or stands in a file's place, or a picture's kind is unknown.
     """
-    for path in paths:
-        if path is not None and not path.parent.is_dir():
+    for path in filter(None, (figure, *others)):
+        if not path.parent.is_dir():
             raise UsageError(f"{path} cannot be written: there is no folder {path.parent}; make it, or choose another")
+        if path.is_dir():
+            raise UsageError(f"{path} cannot be written: it is a folder; name a file in it")
+    if figure is not None and figure.suffix not in KINDS:
+        raise UsageError(f"{figure} is no picture's name: end it in one of {', '.join(KINDS)}")
 
 
 @contextlib.contextmanager

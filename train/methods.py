@@ -28,7 +28,9 @@ def way(label: Label, exchange: Exchange, devices: int) -> str:
     settings = settings_of(label, exchange)
     if "exchange" not in settings:
         return "all_gather" if label.method.gathers else "all_reduce"
-    return "all_gather" if settings.get("rungs", 1) > 1 else settled(settings["exchange"], devices)
+    rungs = settings.get("rungs", 1)
+    # What is no number the method itself refuses
+    return "all_gather" if isinstance(rungs, int) and rungs > 1 else settled(settings["exchange"], devices)
 
 
 def payload_ratio(label: Label, exchange: Exchange, budget: float, devices: int) -> float:
@@ -107,6 +109,16 @@ def tuned(config: Settings, label: Label) -> Settings:
     scaled, agreeing = alone and kind != "sgd", alone and kind in ("adam", "adamw")
     if own.exchange.recipe == "after" and kind in ("lion", "muon"):
         raise UsageError(f"--recipe after exchanges moments, and --optimizer {kind} does more: use local or before")
+    if own.exchange.local_steps > own.training.steps:
+        raise UsageError(
+            f"--local-steps {own.exchange.local_steps} is more than --steps {own.training.steps}, and nothing would be "
+            f"exchanged: use at most {own.training.steps}"
+        )
+    if own.exchange.local_steps > 1 and own.exchange.recipe != "local" and label.kind not in PLAIN:
+        raise UsageError(
+            f"--local-steps {own.exchange.local_steps} are each device's own, and --recipe {own.exchange.recipe} has "
+            "none: use --recipe local, or --local-steps 1"
+        )
     if own.exchange.entropy_rule is None:
         own = change(own, entropy_rule="energy" if scaled else "entropy")
     if own.training.nesterov is None:

@@ -108,7 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         figures.check(args.figure, args.json)
         console = Console()
         console.print(str(ask(args)), highlight=False, soft_wrap=True)
-        counts = [count for count in DEVICES if count % args.chips == 0]
+        whole = {hosts * args.chips for hosts in (2, 4, 8, 16)}  # however many chips a host has, there is a row to show
+        counts = sorted({count for count in DEVICES if count % args.chips == 0} | whole)
         by_devices = {count: ask(args, devices=count) for count in counts}
         by_link = {link: ask(args, link_mbit=link) for link in LINKS}
         console.print(_table("devices", {f"{n:,}": found for n, found in by_devices.items()}, _title(args, link=True)))

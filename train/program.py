@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from train import data, evaluate, methods, network, optimizer, placing, step
+from train import check, data, evaluate, methods, network, optimizer, placing, step
 from train.config import Config
 from train.errors import UsageError
 from train.labels import Label
@@ -46,6 +46,7 @@ def prepare(config: Config, dataset: data.Dataset, label: Label, ratio: float) -
     """
     if len(jax.devices()) < config.devices:
         raise UsageError(f"--devices {config.devices} is more than the {len(jax.devices())} that JAX finds: use fewer")
+    check.check_data(config, dataset)
     config = methods.tuned(config, label)
     net = network.build(config, dataset)
     exchange = methods.build(label, config.exchange, placing.AXIS, ratio, config.devices)

@@ -28,7 +28,7 @@ def summarise(
     for kind in ("payload", "link"):
         spent = last[f"{kind}_bytes"] - before.get(f"{kind}_bytes", 0.0)
         dense = header[f"dense_{kind}_bytes"] * (last["step"] - before.get("step", 0))
-        ratios[kind] = dense / spent if spent else 1.0
+        ratios[kind] = _times(dense, spent)
     forecast = header["kind"] == "partition"
     errors = [abs(np.expm1(line["forecast_error"])) for line in steady if line["forecast_error"] is not None]
     return {
@@ -42,11 +42,16 @@ def summarise(
         "test_accuracy": scores[1],
         "payload_bytes": last["payload_bytes"],
         "link_bytes": last["link_bytes"],
-        "payload_ratio": header["dense_payload_bytes"] * last["step"] / last["payload_bytes"],
-        "link_ratio": header["dense_link_bytes"] * last["step"] / last["link_bytes"] if last["link_bytes"] else 1.0,
+        "payload_ratio": _times(header["dense_payload_bytes"] * last["step"], last["payload_bytes"]),
+        "link_ratio": _times(header["dense_link_bytes"] * last["step"], last["link_bytes"]),
         "steady_payload_ratio": ratios["payload"],
         "steady_link_ratio": ratios["link"],
         "forecast_error": float(np.median(errors)) if forecast and errors else None,
         "seconds": last["seconds"],
         "status": "finished",
     }
+
+
+def _times(dense: float, spent: float) -> float:
+    """Say how many times fewer bytes were spent; 1 where none were."""
+    return dense / spent if spent else 1.0

@@ -123,7 +123,7 @@ def main(args: Args) -> None:
         raise UsageError(f"--elements {args.elements} is out of range: give 1000000 to 100000000")
     if args.repeats < 1:
         raise UsageError(f"--repeats {args.repeats} is out of range: give 1 or more")
-    figures.check(args.json)
+    figures.check(None, args.json)
     console = Console()
     found = measure(args.elements, args.repeats)
     table = Table(title=f"coding on {found.machine}")
