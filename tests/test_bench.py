@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from train import pretrain
 from train.bench import __main__ as bench
 from train.bench import forecast, links, network, network_picture, network_rows, rivals, thresholds, wire
 from train.errors import HostError, UsageError
@@ -18,6 +19,24 @@ def test_benchmarks_refuse_what_cannot_work(tmp_path, capsys) -> None:
     assert "there is no folder" in capsys.readouterr().err
     assert bench.main(["compress", "--elements", "5"]) == 2
     assert "--elements 5 is out of range" in capsys.readouterr().err
+    for given, words in (
+        (["wire", "--key-bits", "99"], "--key-bits 99 is out of range: give 2 to 8"),
+        (["compress", "--repeats", "0"], "--repeats 0 is out of range: give 1 or more"),
+        (["exchanges", "--calibration", str(tmp_path / "none")], "cannot be read"),
+        (["forecast", "--model", "foo"], "--model foo is unknown: choose one of conv"),
+        (["forecast", "--densities", "2"], "--densities 2 is out of range"),
+        (["forecast", "--steps", "40"], "--steps 40 is out of range"),
+    ):
+        assert bench.main([*given, "--figure", str(tmp_path / "x.png")]) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_training_the_predictor_refuses_what_cannot_work_and_overwrites_nothing(tmp_path) -> None:
+    (tmp_path / "pareto.npz").write_bytes(b"")
+    with pytest.raises(UsageError, match="holds files: replace them with --overwrite"):
+        pretrain.main(pretrain.Args(out=tmp_path))
+    with pytest.raises(UsageError, match="--batch 0 is out of range"):
+        pretrain.main(pretrain.Args(batch=0))
 
 
 def test_the_wire_benchmark_is_within_its_bounds(tmp_path) -> None:

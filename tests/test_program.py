@@ -195,7 +195,10 @@ def test_a_run_folder_is_never_overwritten_silently(tmp_path, capsys) -> None:
     assert "exists: go on with --resume, replace it with --overwrite" in capsys.readouterr().err
     assert main.main(["--workdir", str(tmp_path), "--overwrite"]) == 2
     assert "is no run folder" in capsys.readouterr().err
-    for other, words in (("{}", "its config.json is empty"), ('{"model_type": "x"}', "there is no setting 'model_type'")):
+    for other, words in (
+        ("{}", "its config.json is empty"),
+        ('{"model_type": "x"}', "there is no setting 'model_type'"),
+    ):
         (folder / "config.json").write_text(other)
         assert main.main(["--workdir", str(tmp_path), "--overwrite"]) == 2
         assert words in capsys.readouterr().err

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from train import folders, hosts, models
 from train.config import Config
 from train.data import Dataset
 from train.errors import UsageError
 from train.labels import parse_label
+from train.limits import MANY, within
 
 
 def check_data(config: Config, dataset: Dataset) -> None:
@@ -51,15 +50,14 @@ def check(config: Config) -> None:
         if value not in choices:
             raise UsageError(f"{option} {value} is unknown: choose one of {', '.join(choices)}")
     parse_label(exchange.method)
-    many = 2**31 - 1
-    limits: tuple[tuple[str, Any, float, float], ...] = (
+    within(
         ("--image-size", task.image_size, 4, 1024),
         ("--window", task.window, 2, 2**16),
         ("--width", task.width, 1, 2**16),
         ("--layers", task.layers, 1, 1000),
         ("--heads", task.heads, 1, 1000),
         ("--devices", config.devices, 1, 1024),
-        ("--steps", training.steps, 1, many),
+        ("--steps", training.steps, 1, 10**7),
         ("--batch", training.batch, 1, 2**20),
         ("--accumulate", training.accumulate, 1, 2**20),
         ("--learning-rate", training.learning_rate, 1e-12, 1e6),
@@ -69,19 +67,16 @@ def check(config: Config) -> None:
         ("--weight-decay", training.weight_decay, 0.0, 1.0),
         ("--rise", training.rise, 0.0, 0.5),
         ("--clip", training.clip, 1e-12, 1e12),
-        ("--seed", training.seed, 0, many - 1),
+        ("--seed", training.seed, 0, MANY - 1),
         ("--ratio", exchange.ratio, 1.0, 1e5),
-        ("--local-steps", exchange.local_steps, 1, many),
+        ("--local-steps", exchange.local_steps, 1, MANY),
         ("--keep-own", exchange.keep_own, 0.0, 1.0),
         ("--agreement", exchange.agreement, 0.0, 0.99),
-        ("--warmup-steps", exchange.warmup_steps, 0, many),
+        ("--warmup-steps", exchange.warmup_steps, 0, MANY),
         ("--momentum-correction", exchange.momentum_correction, 0.0, 0.9999),
-        ("--eval-every", output.eval_every, 1, many),
-        ("--checkpoint-every", output.checkpoint_every, 0, many),
+        ("--eval-every", output.eval_every, 1, MANY),
+        ("--checkpoint-every", output.checkpoint_every, 0, MANY),
     )
-    for option, value, least, most in limits:
-        if value is not None and not least <= value <= most:
-            raise UsageError(f"{option} {value:g} is out of range: give {least:g} to {most:g}")
     parts = config.devices * training.accumulate
     if training.batch % parts:
         near = max(parts, round(training.batch / parts) * parts)

@@ -22,9 +22,8 @@ from rich.table import Table
 from gradpart_jax import predictor, summaries
 from gradpart_jax.families import FAMILIES
 from train import traces
-from train.errors import status_of
-
-SHIPPED = Path(predictor.__file__).parent / "weights"
+from train.errors import UsageError, status_of
+from train.limits import MANY, within
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +44,10 @@ class Args:
     """Weight of the tail's log survival error beside the cross-entropy."""
     seed: int = 0
     """Of the models, the data order and the network."""
-    out: Path = SHIPPED
-    """Folder that the weights are written to."""
+    out: Path = Path("weights")
+    """Folder that the weights are written to; the package's own are in gradpart_jax/weights."""
+    overwrite: bool = False
+    """Replace weights that are there."""
 
 
 class Rows(NamedTuple):
@@ -159,6 +160,19 @@ def main(args: Args) -> None:
     Args:
       args: of the command line.
     """
+    traces.check(traces.HELD_OUT, args.densities)
+    within(
+        ("--record-steps", args.record_steps, 2, 10**6),
+        ("--steps", args.steps, 1, 10**7),
+        ("--batch", args.batch, 1, 10**6),
+        ("--learning-rate", args.learning_rate, 1e-12, 10),
+        ("--tail", args.tail, 0, 1e6),
+        ("--seed", args.seed, 0, MANY),
+    )
+    if args.out.exists() and not args.out.is_dir():
+        raise UsageError(f"--out {args.out} is a file: give a folder")
+    if args.out.exists() and any(args.out.iterdir()) and not args.overwrite:
+        raise UsageError(f"--out {args.out} holds files: replace them with --overwrite, or choose another folder")
     console = Console()
     runs = [(name, density) for name in (*traces.TRAINED_ON, traces.HELD_OUT) for density in args.densities]
     recorded: dict[tuple[str, float], Rows] = {}

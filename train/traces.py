@@ -18,10 +18,30 @@ from gradpart_jax.gradpart import gradpart
 from gradpart_jax.segments import Layout, layout_of, ravel, sample_positions
 from gradpart_jax.states import CompressState
 from train import data, models, step
+from train.errors import UsageError
+from train.limits import within
 
 # Three models to train the predictor on, and one of another kind, on other terms, that it never sees.
 TRAINED_ON = ("conv", "mlp", "transformer")
 HELD_OUT = "recurrent"
+
+
+def check(model: str, densities: tuple[float, ...]) -> None:
+    """Refuse a model that is unknown, and shares of entries that no payload holds.
+
+    Args:
+      model: by name.
+      densities: shares of entries sent.
+
+    Raises:
+      UsageError: names the option and the remedy.
+    """
+    known = (*TRAINED_ON, HELD_OUT)
+    if model not in known:
+        raise UsageError(f"--model {model} is unknown: choose one of {', '.join(known)}")
+    if not densities:
+        raise UsageError("--densities is empty: give shares such as 0.05 0.01")
+    within(*[("--densities", density, 1e-5, 0.4) for density in densities])
 
 
 class Recurrent(nn.Module):

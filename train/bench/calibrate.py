@@ -23,7 +23,7 @@ from gradpart_jax.selection import decode
 from gradpart_jax.sizes import plan_of
 from train import figures, traces
 from train.bench import compress
-from train.errors import UsageError
+from train.limits import MANY, within
 
 SMALL = 100_000  # elements, of the update that shows what does not grow
 DENSITIES = (0.01, 0.03)
@@ -119,10 +119,7 @@ def main(args: Args) -> None:
     Raises:
       UsageError: an option is out of range.
     """
-    if not 1_000_000 <= args.elements <= 10**8:
-        raise UsageError(f"--elements {args.elements} is out of range: give 1000000 to 100000000")
-    if args.repeats < 1:
-        raise UsageError(f"--repeats {args.repeats} is out of range: give 1 or more")
+    within(("--elements", args.elements, 1_000_000, 10**8), ("--repeats", args.repeats, 1, MANY))
     figures.check(None, args.json)
     console = Console()
     found = measure(args.elements, args.repeats)

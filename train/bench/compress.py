@@ -29,6 +29,7 @@ from gradpart_jax.states import CompressState
 from train import figures, traces
 from train.bench import trees
 from train.errors import UsageError
+from train.limits import MANY, within
 
 SIZES = (10**5, 10**6, 10**7, 10**8)
 BYTES_NEEDED = 40  # of memory for each element, at the most
@@ -224,10 +225,11 @@ def main(args: Args) -> None:
     Raises:
       UsageError: an option is out of range.
     """
-    if not 10_000 <= args.elements <= 10**9:
-        raise UsageError(f"--elements {args.elements} is out of range: give 10000 to 1000000000")
-    if not 1e-4 <= args.density <= 0.1:
-        raise UsageError(f"--density {args.density:g} is out of range: give 0.0001 to 0.1")
+    within(
+        ("--elements", args.elements, 10_000, 10**9),
+        ("--density", args.density, 1e-4, 0.1),
+        ("--repeats", args.repeats, 1, MANY),
+    )
     if args.data not in ("laplace", "recorded"):
         raise UsageError(f"--data {args.data} is unknown: choose one of laplace, recorded")
     figures.check(args.figure, args.json)

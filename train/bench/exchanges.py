@@ -29,6 +29,7 @@ from gradpart_jax.segments import layout_of
 from gradpart_jax.sizes import settled
 from train import figures
 from train.errors import UsageError
+from train.limits import MANY, within
 
 WAYS = ("dense", "all_gather", "reduce_scatter", "leader", "hierarchical")
 MODELLED = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1000, 2000, 4000, 10_000)
@@ -229,12 +230,22 @@ def main(args: Args) -> None:
         raise UsageError(f"--ways {unknown[0]} is unknown: choose among {', '.join(WAYS)}")
     if any(not 2 <= n <= 64 or n % CHIPS for n in args.devices):
         raise UsageError(f"--devices {args.devices} is out of range: give even numbers from 2 to 64")
-    if not 10_000 <= args.elements <= 10**8:
-        raise UsageError(f"--elements {args.elements} is out of range: give 10000 to 100000000")
+    within(
+        ("--elements", args.elements, 10_000, 10**8),
+        ("--ratio", args.ratio, 1, 10_000),
+        ("--repeats", args.repeats, 1, MANY),
+        ("--link-mbit", args.link_mbit, 1e-3, 1e9),
+        ("--latency-ms", args.latency_ms, 0, 1e6),
+    )
     figures.check(args.figure, args.json)
+    try:
+        calibration = MEASURED if args.calibration is None else Calibration.read(args.calibration)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"--calibration {args.calibration} cannot be read ({error}): give one of bench calibrate"
+        ) from error
     jax.config.update("jax_num_cpu_devices", max(args.devices))
     console = Console()
-    calibration = MEASURED if args.calibration is None else Calibration.read(args.calibration)
     rows: list[dict[str, Any]] = []
     if args.json and args.json.exists():
         rows = json.loads(args.json.read_text())["measured"]

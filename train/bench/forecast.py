@@ -19,6 +19,7 @@ from gradpart_jax import summaries
 from gradpart_jax.segments import layout_of, ravel, sample_positions, unravel
 from train import figures, traces
 from train.bench.thresholds import RIVALS, Rival, cross_entropy
+from train.limits import MANY, within
 
 SETTLED = 50  # steps after which no step should be far off
 
@@ -147,6 +148,8 @@ def main(args: Args) -> None:
     Args:
       args: of the command line.
     """
+    traces.check(args.model, args.densities)
+    within(("--steps", args.steps, SETTLED + 10, 10**6), ("--seed", args.seed, 0, MANY))
     figures.check(args.figure, args.json)
     console = Console()
     results: list[Result] = []

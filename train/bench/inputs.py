@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from train import data
-from train.errors import UsageError
+from train.limits import within
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,10 +37,7 @@ def main(args: Args) -> None:
     from train.data.load import quiet
     from train.datasets.noise import EXAMPLES, GradpartNoise
 
-    if not 1 <= args.batch <= EXAMPLES["train"]:
-        raise UsageError(f"--batch {args.batch} is out of range: give 1 to {EXAMPLES['train']}")
-    if not 0 < args.seconds <= 600:
-        raise UsageError(f"--seconds {args.seconds:g} is out of range: give more than 0, at most 600")
+    within(("--batch", args.batch, 1, EXAMPLES["train"]), ("--seconds", args.seconds, 0.01, 600))
     console = Console()
     table = Table("input", "augmentation", "read ahead", "examples/s", "ms a batch")
     with tempfile.TemporaryDirectory() as folder:

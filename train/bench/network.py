@@ -30,6 +30,7 @@ from train.config import settle
 from train.errors import HostError, Interrupted, UsageError
 from train.labels import Label, parse_label, split_labels
 from train.launch import NOISE
+from train.limits import MANY, within
 from train.log import read
 from train.main import parse
 
@@ -96,11 +97,14 @@ def main(args: Args) -> None:
         console.print(f"{links.clean()} namespaces removed")
         return
     figures.check(args.figure, args.json)
-    if not 2 <= args.hosts <= 100:
-        raise UsageError(f"--hosts {args.hosts} is out of range: give 2 to 100")
-    for option, steps in (("--steps", args.steps), ("--dense-steps", args.dense_steps)):
-        if steps < 2:
-            raise UsageError(f"{option} {steps} is out of range: give 2 or more")
+    within(
+        ("--hosts", args.hosts, 2, 100),
+        ("--ratio", args.ratio, 1, 1e5),
+        ("--steps", args.steps, 2, MANY),
+        ("--dense-steps", args.dense_steps, 2, MANY),
+        ("--loss-steps", args.loss_steps, 1, MANY),
+        ("--timeout", args.timeout, 1, 1e9),
+    )
     for text in args.rate.split(","):
         bits(text)
 

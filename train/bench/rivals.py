@@ -27,6 +27,7 @@ from train.bench.trees import layer
 from train.config import Exchange
 from train.errors import UsageError
 from train.labels import Label, parse_label, parse_labels
+from train.limits import MANY, within
 
 AXIS = "devices"
 # Options without which a method has nothing to send, or would be looked at while it still learns
@@ -209,11 +210,12 @@ def main(args: Args) -> None:
         counts = []
     if not counts or not all(2 <= number <= 4096 for number in counts):
         raise UsageError(f"--devices {args.devices} is no list of numbers: give some from 2 to 4096, such as 2,4,8,64")
-    for name, value in (("ratio", args.ratio), ("budget", args.budget)):
-        if not 1 <= value <= 10_000:
-            raise UsageError(f"--{name} {value:g} is out of range: give 1 to 10000")
-    if not 32 <= args.width <= 4096:
-        raise UsageError(f"--width {args.width} is out of range: give 32 to 4096")
+    within(
+        ("--ratio", args.ratio, 1, 10_000),
+        ("--budget", args.budget, 1, 10_000),
+        ("--width", args.width, 32, 4096),
+        ("--repeats", args.repeats, 1, MANY),
+    )
     labels = parse_labels(args.methods)
     figures.check(args.figure, args.json)
     settings = {"ratio": args.ratio, "budget": args.budget, "width": args.width}

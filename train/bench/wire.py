@@ -14,10 +14,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from gradpart_jax.codecs import index_codec
+from gradpart_jax.codecs import WIDEST_VALUE, index_codec
 from gradpart_jax.payload import PayloadFormat
 from gradpart_jax.sizes import KEY_BITS, KEY_SHARE
 from train import figures
+from train.limits import within
 
 SIZES = (10**4, 10**5, 10**6, 10**7, 10**8)
 DENSITIES = (0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
@@ -85,6 +86,7 @@ def main(args: Args) -> None:
     Args:
       args: of the command line.
     """
+    within(("--key-bits", args.key_bits, 2, WIDEST_VALUE))
     figures.check(args.figure, args.json)
     console = Console()
     rows = [measure(n, d, args.key_bits) for n in SIZES for d in DENSITIES if n * d >= 10]
