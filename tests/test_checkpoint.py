@@ -23,7 +23,7 @@ from gradpart_jax.segments import layout_of
 from gradpart_jax.shares import share_of
 from train import check, config, loop, parts
 from train.checkpoint import Checkpoints
-from train.errors import UsageError
+from train.errors import Interrupted, UsageError
 from train.log import Journal, read
 from train.owners import release
 from train.redistribute import share
@@ -313,6 +313,47 @@ def test_ctrl_c_saves_and_ends_with_130(tmp_path, data_dir) -> None:
     assert "a checkpoint was written: go on with --resume" in out
     steps = len(read(path))
     assert (tmp_path / "c" / "dense" / "checkpoints" / str(steps)).is_dir()
+
+
+def test_a_finished_run_without_checkpoints_is_not_begun_anew_by_resume(tmp_path, data_dir) -> None:
+    settings = make(tmp_path, data_dir, checkpoint_every=0, name="ck", steps=2, method="dense")
+    loop.run(settings, Console(quiet=True))
+    before = {path: path.read_bytes() for path in settings.folder.rglob("*") if path.is_file()}
+    longer = config.change(settings, resume=True, steps=3)
+    with pytest.raises(
+        UsageError, match=r"dense has 2 steps on record and no checkpoint: start again with --overwrite"
+    ):
+        loop.run(longer, Console(quiet=True))
+    assert {path: path.read_bytes() for path in settings.folder.rglob("*") if path.is_file()} == before
+    # As it is, it has finished, and goes on to its report; killed before its end, it has nothing to lose
+    assert loop.run(config.change(settings, resume=True), Console(quiet=True))[0]["steps"] == 2
+    (settings.folder / "dense" / "summary.json").unlink()
+    console = Console(record=True, width=200, file=io.StringIO())
+    assert loop.run(longer, console)[0]["steps"] == 3
+    assert "dense has no checkpoint yet: begun anew" in console.export_text()
+    assert [line["step"] for line in read(settings.folder / "dense" / "metrics.jsonl")] == [1, 2, 3]
+
+
+def test_a_signal_in_the_last_step_finishes_this_training_and_begins_no_other(tmp_path, data_dir, monkeypatch) -> None:
+    save = Checkpoints.save
+
+    def heard(self, step, *rest):
+        save(self, step, *rest)
+        if step == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Checkpoints, "save", heard)
+    settings = make(tmp_path, data_dir, name="late", steps=2, method="topk", dense_reference=True)
+    with pytest.raises(Interrupted) as caught:
+        loop.run(settings, Console(quiet=True))
+    assert caught.value.number == signal.SIGTERM
+    summary = json.loads((settings.folder / "topk" / "summary.json").read_text())
+    assert (summary["status"], summary["steps"]) == ("finished", 2)
+    assert (settings.folder / "topk" / "checkpoints" / "2").is_dir()
+    assert not (settings.folder / "dense").exists()
+    monkeypatch.setattr(Checkpoints, "save", save)
+    found = loop.run(config.change(settings, resume=True), Console(quiet=True))
+    assert [one["method"] for one in found] == ["topk", "dense"]
 
 
 @pytest.mark.xdist_group("whole")

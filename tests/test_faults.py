@@ -226,7 +226,8 @@ def test_a_loss_that_is_not_finite_on_one_host_ends_all_with_the_step_named(tmp_
         for process in running:
             said = finish(process)
             assert process.returncode == 1, said
-            assert "error: the loss of step 5 (topk) is nan" in said
+            assert "error: the loss of step 5 (topk) is nan: lower --learning-rate or --clip, and start again" in said
+            assert "checkpoints before it" not in said
     assert len(read(tmp_path / "run" / "topk" / "metrics.jsonl")) == 4
 
 

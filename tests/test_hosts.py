@@ -11,11 +11,25 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 
-from tests.processes import arrays, await_lines, child, finish, metrics, same_arrays, start
+from tests.processes import arrays, await_lines, child, ended, finish, metrics, same_arrays, start
 from train import agree, check, config, launch, loop, placing
 from train.errors import DivergedError
 
 FEW = ["--model", "mlp", "--batch", "32", "--no-dense-reference", "--no-phases", "--devices", "4"]
+# The second process alone hears SIGTERM, after the last step.
+LATE = """
+import signal, sys
+from train import hosts
+from train.checkpoint import Checkpoints
+from train.main import main
+save = Checkpoints.save
+def heard(self, step, *rest):
+    save(self, step, *rest)
+    if step == 3 and hosts.index() == 1:
+        signal.raise_signal(signal.SIGTERM)
+Checkpoints.save = heard
+sys.exit(main(sys.argv[1:]))
+"""
 STEPS = ["--steps", "60", "--eval-every", "30", "--checkpoint-every", "10"]
 
 
@@ -113,6 +127,41 @@ def test_mistakes_of_hosts_are_one_line(given, words, tmp_path, capsys) -> None:
 def test_mistakes_of_a_launch_are_said_before_anything_starts(given, words, capsys) -> None:
     assert launch.main(given) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_launch_that_is_lost_before_its_run_folder_is_made_keeps_its_options(tmp_path, monkeypatch) -> None:
+    given, settings = ["--overwrite", "--workdir", str(tmp_path), "--name", "run"], tmp_path / "run" / "config.json"
+    resumed = [*given[1:], "--resume"]
+    settings.parent.mkdir()
+    settings.write_text("{}")
+    group, started, waited = launch.Group(launch.Launch(restarts=20), given), [], []
+
+    def once() -> int:
+        started.append(group._given)
+        if len(started) == 3:
+            settings.unlink()
+            settings.write_text("{ }")
+        return 139 if len(started) < 20 else 0
+
+    monkeypatch.setattr(group, "_once", once)
+    monkeypatch.setattr(group, "_sleep", waited.append)
+    assert group.run() == 0
+    assert started == [given] * 3 + [resumed] * 17
+    assert waited == [1, 2, 4, 8, 16] + [30] * 14
+
+
+@pytest.mark.slow
+def test_a_signal_that_one_process_hears_too_late_ends_all_before_the_next_training(tmp_path, data_dir) -> None:
+    given = ["--model", "mlp", "--batch", "32", "--no-phases", "--devices", "2", "--method", "topk", "--steps", "3"]
+    given += ["--workdir", str(tmp_path), "--data-dir", str(data_dir), "--name", "late", "--processes", "2"]
+    given += ["--coordinator", f"127.0.0.1:{launch._free_port()}", "--process"]
+    running = [start("-c", LATE, *given, str(number)) for number in range(2)]
+    with ended(running):
+        said = [finish(process) for process in running]
+    assert [process.returncode for process in running] == [128 + signal.SIGTERM] * 2, said
+    assert "topk has finished; what comes after it is left: go on with --resume" in said[0]
+    assert (tmp_path / "late" / "topk" / "summary.json").exists()
+    assert not (tmp_path / "late" / "dense").exists()
 
 
 def test_a_replica_that_differs_is_named_with_its_step() -> None:

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 from typing import IO
 
@@ -19,7 +20,7 @@ from train.errors import BROKEN, USAGE, UsageError, status_of
 
 PROG = "train.launch"
 GRACE = 15.0  # seconds that processes have to end by themselves, once one has
-PAUSE = 1.0  # seconds before a restart, doubled each time
+PAUSE, LONGEST = 1.0, 30.0  # seconds before the first restart, doubled each time, and before any
 NOISE = ("[Gloo] Rank ", "    @ ", "*** Check failure")  # what gloo says of every connection, and stacks of JAX's own
 
 
@@ -75,6 +76,8 @@ class Group:
     def __init__(self, launch: Launch, given: Sequence[str]) -> None:
         self._launch, self._given = launch, list(given)
         self._running: dict[int, subprocess.Popen[str]] = {}
+        self._settings = program.parse(self._given).folder / "config.json"
+        self._before = _stamp(self._settings)
         self._signal = 0
 
     def run(self) -> int:
@@ -90,10 +93,11 @@ class Group:
                 if status in (0, BROKEN, USAGE) or self._signal or start == self._launch.restarts:
                     return status
                 _say(f"a process was lost (status {status}): restart {start + 1} of {self._launch.restarts}")
-                self._sleep(PAUSE * 2**start)
+                self._sleep(min(LONGEST, PAUSE * 2.0 ** min(start, 10)))
                 if self._signal:
                     return status
-                self._given = _going_on(self._given)
+                if _stamp(self._settings) not in (None, self._before):
+                    self._given = _going_on(self._given)
             return status
         finally:
             for number, handler in before.items():
@@ -169,10 +173,17 @@ def _check(launch: Launch, given: Sequence[str]) -> None:
 
 
 def _going_on(given: Sequence[str]) -> list[str]:
-    """Turn the options of a start into those that go on from the newest checkpoint, if there is a run folder yet."""
-    kept = [argument for argument in given if argument not in ("--overwrite", "--resume")]
-    folder = program.parse(kept).folder
-    return [*kept, "--resume"] if (folder / "config.json").exists() else kept
+    """Turn the options of a start that has made its run folder into those that go on from the newest checkpoint."""
+    return [*(argument for argument in given if argument not in ("--overwrite", "--resume")), "--resume"]
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Give what becomes another when a file is written anew; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _free_port() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,8 +11,9 @@ from rich.console import Console
 
 from gradpart_jax.segments import layout_of
 from train import agree, data, evaluate, folders, hosts, options, phases, report, screen, step
-from train.checkpoint import Checkpoints
+from train.checkpoint import FOLDER, Checkpoints
 from train.config import Config, flat
+from train.errors import Interrupted, UsageError
 from train.labels import parse_label
 from train.log import plain, read
 from train.owners import release
@@ -53,7 +55,12 @@ def run(config: Config, console: Console, command: str = "loop.run") -> list[dic
         labels.append(parse_label("dense"))
     dataset = load(config)
     programs = [prepare(config, dataset, label, config.exchange.ratio) for label in labels]
+    kept = [config.folder / program.label.folder for program in programs]
+    hosts.lead(lambda: _check_resumable(config, *kept), "the look for checkpoints")
     folders.make(config)  # not before: what `prepare` refuses leaves none
+    with contextlib.suppress(OSError):
+        # Where hosts share no disk an older one may have been left: the launcher is to see that it is this run's
+        os.utime(config.folder / "config.json")
     summaries = [
         train(Run(config, config.folder / program.label.folder, command), program, dataset, console)
         for program in programs
@@ -113,7 +120,11 @@ def train(
     def notice(text: str) -> None:
         console.print(f"[yellow]{text}[/]", soft_wrap=True, highlight=False)
 
-    summary = hosts.lead(lambda: folders.enter(config, folder, notice), "the opening of the run folder")
+    def enter() -> dict[str, Any] | None:
+        _check_resumable(config, folder)
+        return folders.enter(config, folder, notice)
+
+    summary = hosts.lead(enter, "the opening of the run folder")
     if summary is not None:
         console.print(f"{folder} has finished: left as it is", soft_wrap=True, highlight=False)
         return summary
@@ -125,6 +136,8 @@ def train(
     with contextlib.closing(saved):
         standing = _stand(program, saved, fresh, notice)
         if hosts.leads():
+            if config.start.resume and not standing.done and read(folder / "metrics.jsonl"):
+                notice(f"{folder} has no checkpoint yet: begun anew")
             folders.keep_header(about, folder, standing.done)
         session = Session(config, folder, program, dataset, about, saved, console)
         standing = session.run(standing)
@@ -142,7 +155,26 @@ def train(
         options.write_json(plain(result), folder / "summary.json")
         return result
 
-    return hosts.lead(conclude, "the end of training")
+    result = hosts.lead(conclude, "the end of training")
+    # Heard too late for a step to tell the others, or in the last step, which ends the training anyway
+    signal = max(hosts.gather(session.heard, "the end of training"))
+    if signal:
+        console.print(f"{folder} has finished; what comes after it is left: go on with --resume", soft_wrap=True)
+        raise Interrupted(signal)
+    return result
+
+
+def _check_resumable(config: Config, *kept: Path) -> None:
+    """Refuse to go on with a finished run that left no checkpoint, for it would begin anew and be lost."""
+    for folder in kept if config.start.resume else ():
+        summary = folders.finished(folder)
+        if summary is None or summary["steps"] >= config.training.steps:
+            continue
+        if not any((folder / FOLDER).glob("[0-9]*")):
+            raise UsageError(
+                f"--resume: {folder} has {summary['steps']} steps on record and no checkpoint: "
+                "start again with --overwrite, or choose another --name"
+            )
 
 
 def _stand(program: Program, saved: Checkpoints, fresh: step.State, notice: Any) -> Standing:

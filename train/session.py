@@ -14,7 +14,7 @@ from rich.console import Console
 
 import gradpart_jax as gp
 from train import agree, data, evaluate, hosts, methods, step
-from train.checkpoint import Checkpoints
+from train.checkpoint import FOLDER, Checkpoints
 from train.config import Config
 from train.errors import Interrupted, NonFiniteError
 from train.interrupts import Interrupts
@@ -66,6 +66,7 @@ class Session:
         self._config, self._folder, self._program, self._dataset = config, folder, program, dataset
         self._header, self._saved, self._console = header, saved, console
         self._family = methods.settings_of(program.label, config.exchange).get("family")
+        self.heard = 0  # signal that this process heard during `run`; one in the last steps does not end it
 
     def run(self, standing: Standing) -> Standing:
         """Train to the last step, writing, showing and saving on the way.
@@ -104,6 +105,7 @@ class Session:
                     record.step(line, stats, standing.state.opt_state, evaluated=evaluated)
                 show.step(line)
                 self._keep(standing, last=standing.done == steps or bool(signal))
+        self.heard = interrupts.number or 0
         if signal and standing.done < steps:
             kept = "a checkpoint was written: go on with --resume" if output.checkpoint_every else "nothing was saved"
             self._console.print(f"ended after step {standing.done} of {steps}; {kept}", soft_wrap=True)
@@ -136,10 +138,7 @@ class Session:
         loss = float(metrics.loss)
         now = standing.done + 1
         if not np.isfinite(loss):
-            raise NonFiniteError(
-                f"the loss of step {now} ({program.label.text}) is {loss}: lower --learning-rate or --clip; "
-                f"checkpoints before it are kept in {self._folder}"
-            )
+            raise NonFiniteError(f"the loss of step {now} ({program.label.text}) is {loss}: {self._remedy()}")
         seconds = time.perf_counter() - compiled + fetched - began
         standing = Standing(
             now,
@@ -167,6 +166,12 @@ class Session:
             "seconds": standing.seconds,
         }
         return standing, line, stats, int(metrics.signal)
+
+    def _remedy(self) -> str:
+        """Say what to do about a loss that is not finite; a run does not go on with other settings."""
+        remedy = "lower --learning-rate or --clip, and start again under another --name, or with --overwrite"
+        kept = self._folder / FOLDER
+        return f"{remedy}; checkpoints before it are in {kept}" if any(kept.glob("[0-9]*")) else remedy
 
     def _evaluate(self, standing: Standing, line: dict[str, Any]) -> tuple[Standing, dict[str, Any]]:
         """Score, and count what averaging the batch statistics for it costs."""
