@@ -1,5 +1,6 @@
 """Several processes: the same bits as one, and what becomes of kills, absence, and hosts that differ."""
 
+import importlib.util
 import os
 import re
 import signal
@@ -113,6 +114,25 @@ def test_mistakes_of_hosts_are_one_line(given, words, tmp_path, capsys) -> None:
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert words in error
+
+
+def test_a_pod_that_cannot_find_the_others_says_what_it_lacks(tmp_path, monkeypatch, capsys) -> None:
+    from train import main
+
+    if importlib.util.find_spec("kubernetes") is not None:
+        pytest.skip("the package kubernetes is installed")
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "192.0.2.1")
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "0")
+    assert main.main(["--workdir", str(tmp_path)]) == 2
+    assert "install jax[k8s], or give --coordinator" in capsys.readouterr().err
+
+
+def test_processes_that_have_not_met_do_not_train_each_for_itself(tmp_path, monkeypatch, capsys) -> None:
+    from train import main
+
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    assert main.main(["--workdir", str(tmp_path)]) == 2
+    assert "JAX runs in 4 processes here, and 1 have met" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

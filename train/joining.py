@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import socket
 import sys
@@ -40,7 +41,13 @@ def join(options: Hosts) -> None:
         return
     given = {"--coordinator": options.coordinator, "--processes": options.processes, "--process": options.process}
     if all(value is None for value in given.values()):
-        if cluster() is not None:
+        found = cluster()
+        if found == "Kubernetes" and importlib.util.find_spec("kubernetes") is None:
+            raise UsageError(
+                "pods of an indexed job find one another by a package that is not there: install jax[k8s], or give "
+                "--coordinator, --processes and --process"
+            )
+        if found is not None:
             _meet("the processes of this cluster's job", options)
         return
     for option, value in given.items():
@@ -78,6 +85,19 @@ def cluster() -> str | None:
     if "," in found.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in found:
         return "Cloud TPU"
     return None
+
+
+def check_met() -> None:
+    """Refuse to train as one where JAX runs in several processes, as on a TPU pod that was not recognised.
+
+    Raises:
+      UsageError: this process has not met the others.
+    """
+    if jax.process_count() != hosts.count():
+        raise UsageError(
+            f"JAX runs in {jax.process_count()} processes here, and {hosts.count()} have met: give --coordinator, "
+            "--processes and --process on each"
+        )
 
 
 def check_name() -> None:

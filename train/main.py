@@ -108,6 +108,7 @@ def begin(config: Settings) -> Settings:
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", max(1, min(here, 1024)))
     config = settle(config, len(jax.devices()) if wanted is None else wanted)
+    joining.check_met()
     if processes > 1:
         hosts.together(joining.check_name, "the check of names")
         agree.check(config)
