@@ -6,7 +6,9 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,8 @@ import pytest
 
 from train.errors import UsageError
 from train.report import groups, runs, write
-from train.report.curves import tables
+from train.report.curves import compression, tables
+from train.report.layers import layers
 
 LAYERS = ("Conv_0/kernel", "Conv_0/bias", "Dense_0/kernel", "Dense_0/bias")
 SIZES = (288, 32, 59_000, 10)
@@ -36,17 +39,19 @@ def make_run(
     model: str = "conv",
     devices: int = 4,
     quality: float = 0.99,
+    settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> Path:
     """Write a run folder: smooth curves with noise, whole where as many steps were done as planned."""
     draw = np.random.default_rng(seed + 17 * len(method))
-    dense = method == "dense"
+    dense, foretells = method == "dense", method.startswith("partition")
     ratio = 1.0 if dense else ratio
     sizes = (SIZES * (len(layers) // len(SIZES) + 1))[: len(layers)]
     parameters = sum(sizes)
     planned = planned or steps
     payload, link = 4.0 * parameters, 4.0 * parameters * 2 * (devices - 1) / devices
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"data": data, "model": model, "steps": planned, "batch": 128}))
+    config = {"data": data, "model": model, "steps": planned, "batch": 128, "ratio": ratio, "seed": seed, **settings}
+    (folder / "config.json").write_text(json.dumps(config))
     header = {
         "method": method,
         "kind": method.split(":")[0],
@@ -86,8 +91,8 @@ def make_run(
             "capacity": parameters // 50,
             "overflow": 0.0 if dense else float(max(0, draw.normal(0, 20))),
             "nonfinite": 0,
-            "entropy": 0.0 if dense else 5 - 2 * gone,
-            "forecast_error": 0.0 if dense else float(draw.normal(0, 0.05)),
+            "entropy": 5 - 2 * gone if foretells else 0.0,
+            "forecast_error": float(draw.normal(0, 0.05)) if foretells else 0.0,
             "memory_norm": 0.0 if dense else 3 * (1 - math.exp(-9 * gone)),
             "seconds": 0.05 * step,
         }
@@ -108,7 +113,7 @@ def make_run(
                 "entropy": (5 - 2 * gone + 0.1 * np.arange(len(layers)) % 1.5).tolist(),
             }
         )
-        if evaluated and method.startswith("partition"):
+        if evaluated and foretells:
             shown = list(np.argsort(sizes)[::-1][:6])
             edges = np.stack([low[at] * 2.0 ** (np.arange(BINS + 1) / 4 - 12) for at in shown])
             middle = np.arange(BINS)
@@ -185,6 +190,98 @@ def test_seeds_are_taken_together_and_a_run_that_goes_on_is_left_out(tmp_path: P
     assert "p3 (5 of 40 steps)" in text
     assert "91.77 % \u00b1 2.00 %" in text
     assert "Quality against bytes" in text
+
+
+def labels_of(folder: Path) -> dict[str, int]:
+    """How many runs each group of a folder has, by its label."""
+    return {group.label: len(group.runs) for group in groups.gather(runs.find([folder]), "t")}
+
+
+def test_trainings_with_other_settings_are_no_seeds_of_one_another(tmp_path: Path) -> None:
+    """A mean over ratios or learning rates means nothing."""
+    for ratio in (300.0, 20.0):
+        for seed in range(2):
+            own = {
+                "learning_rate": 0.1,
+                "name": f"{ratio}-{seed}",
+                "eval_every": 10 + seed,
+                "dense_reference": not seed,
+            }
+            make_run(tmp_path / f"{ratio}-{seed}/p", seed=seed, ratio=ratio, settings=own)
+            make_run(
+                tmp_path / f"{ratio}-{seed}/d", "dense", seed=seed, settings=own | {"ratio": ratio, "recipe": "after"}
+            )
+    assert labels_of(tmp_path) == {"partition, ratio 20": 2, "partition, ratio 300": 2, "dense": 4}
+    make_run(tmp_path / "slow/p", ratio=20.0, quality=0.5, settings={"learning_rate": 0.001})
+    make_run(tmp_path / "slow/d", "dense", quality=0.4, settings={"learning_rate": 0.001})
+    assert labels_of(tmp_path) == {
+        "partition, ratio 20, learning rate 0.1": 2,
+        "partition, ratio 300, learning rate 0.1": 2,
+        "partition, ratio 20, learning rate 0.001": 1,
+        "dense, learning rate 0.1": 4,
+        "dense, learning rate 0.001": 1,
+    }
+    found = groups.gather(runs.find([tmp_path]), "t")
+    looks = {(group.colour, group.dash) for group in found}
+    assert len(looks) == len(found)
+    _, choices, _ = layers(found)
+    assert "partition, ratio 20, learning rate 0.001, seed 0" in choices.values()
+    assert len(set(choices.values())) == len(choices)
+    text = text_of(write([tmp_path], tmp_path / "report.html"))
+    assert "partition, ratio 300, learning rate 0.1" in text
+    slow = text_of(write([tmp_path / "slow"], tmp_path / "slow.html"))
+    assert "With partition it reached" in slow
+
+
+def test_names_leave_out_what_most_trainings_have_where_many_settings_differ(tmp_path: Path) -> None:
+    usual = {"clip": 1.0, "rise": 0.05, "devices": 4, "momentum": 0.9}
+    for key in usual:
+        make_run(tmp_path / key, settings=usual | {key: 2})
+    assert set(labels_of(tmp_path)) == {f"partition, {key} 2" for key in usual}
+    make_run(tmp_path / "usual", settings=usual)
+    assert set(labels_of(tmp_path)) == {"partition", *(f"partition, {key} 2" for key in usual)}
+
+
+def test_a_training_is_held_against_uncompressed_training_with_its_settings(tmp_path: Path) -> None:
+    for rate, quality in ((0.001, 0.5), (0.1, 0.9)):
+        make_run(tmp_path / f"{rate}/p", quality=quality, settings={"learning_rate": rate})
+        make_run(tmp_path / f"{rate}/d", "dense", quality=quality + 0.05, settings={"learning_rate": rate})
+    text = text_of(write([tmp_path], tmp_path / "report.html"))
+    assert "The best compressed training, partition, learning rate 0.1, reached 89.8 % test accuracy" in text
+    assert "than uncompressed training (94.8 %)" in text
+
+
+def test_ratios_that_meet_one_budget_make_no_other_training(tmp_path: Path) -> None:
+    for seed in range(2):
+        for budget in (30.0, 100.0):
+            make_run(tmp_path / f"p{budget}{seed}", seed=seed, budget=budget, ratio=2 * budget + seed)
+        make_run(tmp_path / f"d{seed}", "dense", seed=seed)
+    assert labels_of(tmp_path) == {"partition 30\u00d7": 2, "partition 100\u00d7": 2, "dense": 2}
+
+
+def test_settings_that_are_not_known_are_not_taken_for_those_of_others(tmp_path: Path) -> None:
+    make_run(tmp_path / "known")
+    (make_run(tmp_path / "lost", ratio=20.0) / "config.json").unlink()
+    assert labels_of(tmp_path) == {"partition": 1, "partition, settings unknown": 1}
+    make_run(tmp_path / "more", settings={"clip": 2.0})
+    assert set(labels_of(tmp_path)) == {"partition, clip unknown", "partition, clip 2", "partition, settings unknown"}
+    assert "partition, clip 2" in text_of(write([tmp_path], tmp_path / "report.html"))
+
+
+def test_methods_that_forecast_nothing_have_no_forecast_error_or_entropy(tmp_path: Path) -> None:
+    """They write 0, which would pass for a perfect forecast."""
+    make_run(tmp_path / "rival", "topk")
+    rival = tables(groups.gather(runs.find([tmp_path]), "t"))
+    shown = [panel.title for panel in compression(rival)]
+    assert "Overflow" in shown
+    assert not {"Forecast error", "Entropy of the forecast"} & set(shown)
+    make_run(tmp_path / "partition")
+    both = tables(groups.gather(runs.find([tmp_path]), "t"))
+    assert {"Forecast error", "Entropy of the forecast"} <= {panel.title for panel in compression(both)}
+    for group, source in both.steps:
+        for key in ("forecast_error", "entropy"):
+            assert np.isfinite(source.data[key]).all() == (group.method == "partition")
+            assert np.isfinite(source.data[key]).any() == (group.method == "partition")
 
 
 def test_a_seed_that_diverged_is_not_left_out_of_the_mean(tmp_path: Path) -> None:

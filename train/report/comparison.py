@@ -107,8 +107,8 @@ def _picture(groups: Sequence[Group], axis: str, key: str) -> Figure | None:
         x_axis_type="log",
     )
     marks = []
-    for method in dict.fromkeys(group.method for group, *_ in points):
-        drawn = sorted((p for p in points if p[0].method == method), key=lambda p: p[1])
+    for line in dict.fromkeys(group.way.line for group, *_ in points):
+        drawn = sorted((p for p in points if p[0].way.line == line), key=lambda p: p[1])
         tags = [group.key for group, *_ in drawn]
         first = drawn[0][0]
         x, dx, y, dy = (np.asarray([point[at] for point in drawn]) for at in range(1, 5))

@@ -57,6 +57,7 @@ COMPRESSION = {
 }
 # What a bucket of steps is drawn as: a cumulative or rare figure must not be averaged away
 LAST, LARGEST = {*AXES}, {"overflow"}
+FORECAST = ("entropy", "forecast_error")  # methods that forecast nothing write 0 for them
 
 
 Rows = list[tuple[Group, ColumnDataSource]]
@@ -97,6 +98,8 @@ def tables(groups: Sequence[Group]) -> Tables:
         }
         drawn = {key: thin(mean, bucket, key) for key, (mean, _) in each.items()}
         drawn["forecast_error"] = 100 * np.expm1(drawn["forecast_error"])
+        if not group.foretells:
+            drawn |= {key: np.full_like(drawn[key], np.nan) for key in FORECAST}
         steps.append((group, _source(drawn, scale)))
         tests = {key: _over([run.column(f"test_{key}") for run in group.runs]) for key in ("loss", "accuracy")}
         seen = np.isfinite(tests["loss"][0]) | np.isfinite(tests["accuracy"][0])

@@ -1,42 +1,94 @@
-"""Runs that differ in their seed alone, taken together, with a colour and a line of their own."""
+"""Runs that differ in their seed alone, taken together, with a name, a colour and a line of their own."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from train.report.runs import Run
+from train.config import Exchange, Output
+from train.report.runs import Run, number
 
 # Told apart with every common kind of colour blindness, on white and on near black
 COLOURS = ("#2b7bba", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#a3508f", "#8a8f2e")
 GREY = "#8b929a"
 DASHES: tuple[tuple[int, ...], ...] = ((), (7, 4), (2, 3), (9, 3, 2, 3), (14, 4), (4, 8))
+PLAIN = ((5, 3), *DASHES[2:])  # of uncompressed training
 MARKERS = ("circle", "square", "triangle", "diamond", "inverted_triangle", "hex", "star", "plus")
+NAMED = 3  # settings that differ, up to which all are named
+
+EXCHANGE = {field.name for field in dataclasses.fields(Exchange)}
+# Settings that make no other experiment, and those that a way names apart
+APART = {"preset", "data_dir", "seed", "method", "ratio", "dense_reference"}
+APART |= {field.name for field in dataclasses.fields(Output)}
+
+Settings = tuple[tuple[str, str], ...]
+Line = tuple[str, Settings]
+
+
+class Way(NamedTuple):
+    """What runs share that differ in their seed alone."""
+
+    method: str
+    settings: Settings  # of the training, and of the exchange where there is one
+    budget: float | None
+    ratio: float | None  # where no budget was given, which says what the ratio is
+
+    @property
+    def line(self) -> Line:
+        """What is the same at all budgets and ratios."""
+        return self.method, self.settings
+
+    @property
+    def training(self) -> dict[str, str]:
+        """Its settings without those of the exchange."""
+        return {key: value for key, value in self.settings if key not in EXCHANGE}
+
+    @property
+    def options(self) -> dict[str, str]:
+        """All that can tell it from others of its method and budget."""
+        return ({} if self.ratio is None else {"ratio": _said(self.ratio)}) | dict(self.settings)
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Runs of one method at one budget."""
+    """Runs of one method at one budget, with the same settings."""
 
     key: str
-    method: str
-    budget: float | None
+    way: Way
+    differs: tuple[str, ...]  # settings that tell it from groups of its method and budget
     runs: tuple[Run, ...]
     colour: str
     dash: tuple[int, ...]
     marker: str
 
     @property
+    def method(self) -> str:
+        """Label of its method."""
+        return self.way.method
+
+    @property
+    def budget(self) -> float | None:
+        """Link ratio asked for, where one was."""
+        return self.way.budget
+
+    @property
     def label(self) -> str:
-        """Its name in legends."""
-        return self.method if self.budget is None else f"{self.method} {self.budget:g}\u00d7"
+        """Its name in legends, which no other group has."""
+        name = self.method if self.budget is None else f"{self.method} {self.budget:g}\u00d7"
+        return ", ".join((name, *self.differs))
 
     @property
     def dense(self) -> bool:
         """Whether its runs are uncompressed."""
         return self.runs[0].dense
+
+    @property
+    def foretells(self) -> bool:
+        """Whether its method forecasts magnitudes, as far as its runs' headers say."""
+        return self.runs[0].header.get("kind") in (None, "partition")
 
     @property
     def counted(self) -> tuple[Run, ...]:
@@ -79,7 +131,7 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
 
 
 def gather(runs: Sequence[Run], prefix: str) -> list[Group]:
-    """Put runs into groups: compressed ones first, by method and budget, uncompressed ones last.
+    """Put runs into groups: compressed ones first, by method, settings and budget, uncompressed ones last.
 
     Args:
       runs: of one task.
@@ -88,31 +140,72 @@ def gather(runs: Sequence[Run], prefix: str) -> list[Group]:
     Returns:
       The groups.
     """
-    found: dict[tuple[str, float | None], list[Run]] = {}
+    found: dict[Way, list[Run]] = {}
     for run in runs:
-        found.setdefault((run.method, None if run.dense else run.budget), []).append(run)
-    compressed = [method for (method, _), held in found.items() if not held[0].dense]
-    # `partition` stands first, whatever else was compared with it
-    methods = sorted(dict.fromkeys(compressed), key=lambda m: not m.startswith("partition"))
-    budgets = sorted({budget for _, budget in found if budget is not None})
-    groups = []
-    order = sorted(found, key=lambda k: (k[0] not in methods, _place(methods, k[0]), k[1] or 0.0))
-    for at, (method, budget) in enumerate(order):
-        held = found[method, budget]
-        place = _place(methods, method)
+        found.setdefault(_way(run), []).append(run)
+    lines = _lines(way for way, held in found.items() if not held[0].dense)
+    plain = _lines(way for way, held in found.items() if held[0].dense)
+    budgets = sorted({way.budget for way in found if way.budget is not None})
+    ratios = sorted({way.ratio for way in found if way.ratio is not None})
+    order = [*lines, *plain]
+    groups: list[Group] = []
+    for way in sorted(found, key=lambda w: (order.index(w.line), w.budget or 0.0, w.ratio or 0.0)):
+        dense = way.line in plain
+        place = plain.index(way.line) if dense else lines.index(way.line)
+        at = _place(ratios, way.ratio) if way.budget is None else budgets.index(way.budget)
         groups.append(
             Group(
-                key=f"{prefix}-{at}",
-                method=method,
-                budget=budget,
-                runs=tuple(held),
-                colour=GREY if held[0].dense else COLOURS[place % len(COLOURS)],
-                dash=(5, 3) if held[0].dense else DASHES[_place(budgets, budget) % len(DASHES)],
-                marker="cross" if held[0].dense else MARKERS[place % len(MARKERS)],
+                key=f"{prefix}-{len(groups)}",
+                way=way,
+                differs=_differs(way, [w for w in found if (w.method, w.budget) == (way.method, way.budget)]),
+                runs=tuple(found[way]),
+                colour=GREY if dense else COLOURS[place % len(COLOURS)],
+                dash=PLAIN[place % len(PLAIN)] if dense else DASHES[at % len(DASHES)],
+                marker="cross" if dense else MARKERS[place % len(MARKERS)],
             )
         )
     return groups
 
 
-def _place(items: list, item: object) -> int:
+def _way(run: Run) -> Way:
+    skipped = APART | EXCHANGE if run.dense else APART
+    settings = tuple(sorted((key, _said(value)) for key, value in run.config.items() if key not in skipped))
+    if run.dense:
+        return Way(run.method, settings, None, None)
+    return Way(run.method, settings, run.budget, number(run.config.get("ratio")) if run.budget is None else None)
+
+
+def _lines(ways: Iterable[Way]) -> list[Line]:
+    found = list(dict.fromkeys(way.line for way in ways))
+    methods = list(dict.fromkeys(method for method, _ in found))
+    # `partition` stands first, whatever else was compared with it
+    return sorted(found, key=lambda line: (not line[0].startswith("partition"), methods.index(line[0])))
+
+
+def _differs(way: Way, alike: Sequence[Way]) -> tuple[str, ...]:
+    """Say what tells a way from others of its method and budget; runs without config.json have no settings."""
+    if len(alike) == 1:
+        return ()
+    if not way.options:
+        return ("settings unknown",)
+    known = [other.options for other in alike if other.options]
+    keys = dict.fromkeys(key for options in known for key in options)
+    values = {key: [options.get(key, "unknown") for options in known] for key in keys}
+    differ = {key: held for key, held in values.items() if len(set(held)) > 1}
+    own = {key: way.options.get(key, "unknown") for key in differ}
+    if len(differ) > NAMED:
+        # A name of many settings is hard to read: what more than half have goes without saying
+        own = {key: value for key, value in own.items() if 2 * differ[key].count(value) <= len(known)}
+    return tuple(f"{key.replace('_', ' ')} {value}" for key, value in own.items())
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    return "none" if value is None else str(value)
+
+
+def _place(items: list[float], item: float | None) -> int:
     return items.index(item) if item in items else 0

@@ -94,15 +94,11 @@ def tiles(groups: Sequence[Group], task: tuple[str, str]) -> tuple[str, list[Til
     best = _best(groups, task)
     if best is None:
         return "", []
-    dense = next((group for group in groups if group.dense), None)
     key, _ = _quality(task)
+    dense = _reference(groups, best, key)
     made = []
     if np.isfinite(best.spread(key)[0]):
-        against = (
-            f", uncompressed {_write(key, dense)}"
-            if dense and dense is not best and np.isfinite(dense.spread(key)[0])
-            else ""
-        )
+        against = f", uncompressed {_write(key, dense)}" if dense and dense is not best else ""
         made.append(Tile(_write(key, best), f"{key.replace('_', ' ')}{', nats' if 'loss' in key else ''}{against}"))
     if not best.dense:
         for kind, says in (("link", "fewer bytes on the link"), ("payload", "smaller payload")):
@@ -122,7 +118,7 @@ def _outcome(groups: Sequence[Group], task: tuple[str, str]) -> list[str]:
     key, name = _quality(task)
     if best is None or not np.isfinite(best.spread(key)[0]):
         return ["No evaluation on test data is on record yet."]
-    dense = next((group for group in groups if group.dense and np.isfinite(group.spread(key)[0])), None)
+    dense = _reference(groups, best, key)
     if best.dense:
         return [f"Uncompressed, it reached {_write(key, best)} {name}."]
     ratio, payload = best.spread("link_ratio")[0], best.spread("payload_ratio")[0]
@@ -165,6 +161,12 @@ def _best(groups: Sequence[Group], task: tuple[str, str]) -> Group | None:
     sign = 1 if key == "test_accuracy" else -1
     able = [group for group in groups if not group.dense] or list(groups)
     return max(able, key=lambda g: np.nan_to_num(sign * g.spread(key)[0], nan=-np.inf), default=None)
+
+
+def _reference(groups: Sequence[Group], best: Group, key: str) -> Group | None:
+    """Find uncompressed training with the settings of the best group, or else with other ones."""
+    dense = [group for group in groups if group.dense and np.isfinite(group.spread(key)[0])]
+    return next((group for group in dense if group.way.training == best.way.training), dense[0] if dense else None)
 
 
 def _quality(task: tuple[str, str]) -> tuple[str, str]:
