@@ -68,9 +68,9 @@ def test_mistakes_are_one_line(given, words, tmp_path, capsys) -> None:
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_studies_can_be_planned_and_overridden(name, tmp_path) -> None:
-    found = compare.parse(["--study", name, "--steps", "7", "--workdir", str(tmp_path)])
+    found = compare.parse(["--study", name, "--steps", "17", "--workdir", str(tmp_path)])
     assert found.folder.name == f"compare-{name}"
-    assert (found.training.steps, found.seeds) == (7, STUDIES[name].seeds)
+    assert (found.training.steps, found.seeds) == (17, STUDIES[name].seeds)
     entries = compare.plan(config.settle(found))
     assert {entry.label.kind for entry in entries} >= {"dense", "partition"}
     assert compare.parse(["--study", name, "--data", "digits", "--budgets", "9"]).task.data == "digits"
