@@ -85,7 +85,7 @@ class Checkpoints:
                 raise OSError(f"{needed / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free")
             self._manager.save(step, args=part, force=True)
         except Exception as error:  # whatever the storage raises
-            last = max(self._steps_on_disk(), default=None)
+            last = max(steps_on_disk(self._folder), default=None)
             self._clear()
             stays = "there is none before it" if last is None else f"that of step {last} is intact"
             raise UsageError(
@@ -207,13 +207,22 @@ class Checkpoints:
         )
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
-    def _steps_on_disk(self) -> list[int]:
-        return [int(path.name) for path in self._folder.iterdir() if path.name.isdecimal()]
-
     def _clear(self) -> None:
         for path in self._folder.iterdir():
             if not path.name.isdecimal():
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def steps_on_disk(folder: Path) -> list[int]:
+    """List the steps of the checkpoints in a folder, if there is one.
+
+    Args:
+      folder: of one process's parts.
+
+    Returns:
+      Steps, in no order.
+    """
+    return [int(path.name) for path in folder.glob("*") if path.name.isdecimal()]
 
 
 def _first_line(error: BaseException) -> str:

@@ -15,6 +15,7 @@ from train import methods, options, picture, report
 from train.config import Config, change, groups
 from train.errors import UsageError, status_of
 from train.labels import parse_labels
+from train.limits import within
 from train.log import plain
 from train.main import begin, ended
 from train.results import Entry, endings, table, tabulate
@@ -125,8 +126,7 @@ def plan(comparison: Comparison) -> list[Entry]:
     """
     if comparison.devices < 2:
         raise UsageError("--devices 1 has no link to compare on: use 2 or more")
-    if not 1 <= comparison.seeds <= 1000:
-        raise UsageError(f"--seeds {comparison.seeds} is out of range: give 1 to 1000")
+    within(("--seeds", comparison.seeds, 1, 1000))
     budgets = list(_budgets(comparison.budgets))
     entries = []
     for label in parse_labels(comparison.methods):

@@ -58,9 +58,9 @@ def check(config: Config) -> None:
         raise UsageError(
             f"run folder {folder} exists: go on with --resume, replace it with --overwrite, or choose another --name"
         )
-    if start.overwrite and folder.exists() and any(folder.iterdir()) and not (folder / "config.json").exists():
-        raise UsageError(f"--overwrite: {folder} holds no config.json, so it is no run folder: choose another --name")
     kept = folder / "config.json"
+    if start.overwrite and folder.exists() and any(folder.iterdir()) and not kept.exists():
+        raise UsageError(f"--overwrite: {folder} holds no config.json, so it is no run folder: choose another --name")
     if start.overwrite and kept.exists() and not options.read(kept, "--overwrite"):  # which refuses another program's
         raise UsageError(f"--overwrite: {folder} is no run folder, for its config.json is empty: choose another --name")
     parent = folder

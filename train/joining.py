@@ -19,6 +19,7 @@ from jax._src import distributed
 from train import hosts
 from train.config import Hosts
 from train.errors import LOST, HostError, UsageError
+from train.limits import MANY, within
 
 
 def join(options: Hosts) -> None:
@@ -35,8 +36,7 @@ def join(options: Hosts) -> None:
     for option, seconds in (("--timeout", options.timeout), ("--heartbeat", options.heartbeat)):
         if not 1 <= seconds <= 1e6:
             raise UsageError(f"{option} {seconds:g} is out of range: give 1 to 1e+06 seconds")
-    if options.check_every < 0:
-        raise UsageError(f"--check-every {options.check_every} is out of range: give 0 or more")
+    within(("--check-every", options.check_every, 0, MANY))
     if jax.distributed.is_initialized():
         return
     given = {"--coordinator": options.coordinator, "--processes": options.processes, "--process": options.process}
@@ -58,8 +58,7 @@ def join(options: Hosts) -> None:
     assert address is not None
     assert processes is not None
     assert process is not None
-    if not 1 <= processes <= 2**15:
-        raise UsageError(f"--processes {processes} is out of range: give 1 to {2**15}")
+    within(("--processes", processes, 1, 2**15))
     if not 0 <= process < processes:
         raise UsageError(f"--process {process} is out of range: give 0 to {processes - 1} for --processes {processes}")
     host, port = _split(address)

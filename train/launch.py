@@ -17,6 +17,7 @@ from typing import IO
 from train import main as program
 from train import options
 from train.errors import BROKEN, USAGE, UsageError, status_of
+from train.limits import MANY, within
 
 PROG = "train.launch"
 GRACE = 15.0  # seconds that processes have to end by themselves, once one has
@@ -159,10 +160,7 @@ class Group:
 
 
 def _check(launch: Launch, given: Sequence[str]) -> None:
-    if not 1 <= launch.processes <= 1024:
-        raise UsageError(f"--processes {launch.processes} is out of range: give 1 to 1024")
-    if launch.restarts < 0:
-        raise UsageError(f"--restarts {launch.restarts} is out of range: give 0 or more")
+    within(("--processes", launch.processes, 1, 1024), ("--restarts", launch.restarts, 0, MANY))
     if (launch.coordinator is None) != (launch.process is None):
         raise UsageError("--coordinator and --process go together: give both, or neither to start all on this machine")
     for option in ("--coordinator", "--processes", "--process"):

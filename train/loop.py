@@ -11,7 +11,7 @@ from rich.console import Console
 
 from gradpart_jax.segments import layout_of
 from train import agree, data, evaluate, folders, hosts, options, phases, report, screen, step
-from train.checkpoint import FOLDER, Checkpoints
+from train.checkpoint import FOLDER, Checkpoints, steps_on_disk
 from train.config import Config, flat
 from train.errors import Interrupted, UsageError
 from train.labels import parse_label
@@ -170,7 +170,7 @@ def _check_resumable(config: Config, *kept: Path) -> None:
         summary = folders.finished(folder)
         if summary is None or summary["steps"] >= config.training.steps:
             continue
-        if not any((folder / FOLDER).glob("[0-9]*")):
+        if not steps_on_disk(folder / FOLDER):
             raise UsageError(
                 f"--resume: {folder} has {summary['steps']} steps on record and no checkpoint: "
                 "start again with --overwrite, or choose another --name"

@@ -14,7 +14,7 @@ from rich.console import Console
 
 import gradpart_jax as gp
 from train import agree, data, evaluate, hosts, methods, step
-from train.checkpoint import FOLDER, Checkpoints
+from train.checkpoint import FOLDER, Checkpoints, steps_on_disk
 from train.config import Config
 from train.errors import Interrupted, NonFiniteError
 from train.interrupts import Interrupts
@@ -171,7 +171,7 @@ class Session:
         """Say what to do about a loss that is not finite; a run does not go on with other settings."""
         remedy = "lower --learning-rate or --clip, and start again under another --name, or with --overwrite"
         kept = self._folder / FOLDER
-        return f"{remedy}; checkpoints before it are in {kept}" if any(kept.glob("[0-9]*")) else remedy
+        return f"{remedy}; checkpoints before it are in {kept}" if steps_on_disk(kept) else remedy
 
     def _evaluate(self, standing: Standing, line: dict[str, Any]) -> tuple[Standing, dict[str, Any]]:
         """Score, and count what averaging the batch statistics for it costs."""

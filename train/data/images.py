@@ -11,6 +11,7 @@ import numpy as np
 
 from train.data.sets import Batch, Dataset, Split
 from train.errors import UsageError
+from train.limits import within
 
 SIZE = 64  # of images that come in many sizes, where nothing is asked for
 SIZES = {"imagenette": 128, "imagewoof": 128, "imagenet2012": 224}  # what is usual for some of them
@@ -62,8 +63,7 @@ def dataset(name: str, info: Any, keys: tuple[str, str], train: Any, test: Any, 
     *sides, channels = info.features[keys[0]].shape
     if channels is None:
         raise UsageError(f"--data {name} has images of any number of channels: choose another set")
-    if size is not None and not 4 <= size <= 1024:
-        raise UsageError(f"--image-size {size} is out of range: give 4 to 1024")
+    within(("--image-size", size, 4, 1024))
     if size is None and None in sides:
         size = SIZES.get(name.partition("/")[0].partition(":")[0], SIZE)
     shape = (size, size, channels) if size else (*sides, channels)
