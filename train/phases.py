@@ -17,7 +17,7 @@ import gradpart_jax as gp
 from gradpart_jax.states import find_state
 from train import hosts, methods, optimizer, step
 from train.config import Config, change
-from train.placing import AXIS, one, over_devices, place, rows
+from train.placing import AXIS, one, over_devices, place, rows, spread_out
 from train.program import Program
 
 LEAST, MOST = 3, 50  # calls timed of each piece
@@ -65,14 +65,15 @@ def measure(config: Config, program: Program, state: step.State, batch: dict[str
     shared = jax.tree.map(np.asarray, one(gp.agreed(state.params, state.opt_state)))
     without = change(config, keep_own=None)  # where all is sent there is nothing to keep
     rest = optimizer.build(without, program.label, optax.identity(), program.ratio)
-    params, inner = place(shared, None, mesh), place(rest.init(shared), None, mesh)
 
-    def apply(gradient: Any, params: Any, inner: Any) -> tuple[Any, Any]:
+    def apply(gradient: Any, held: tuple[Any, Any]) -> tuple[Any, Any]:
+        params, inner = held
         updates, inner = rest.update(gradient, inner, params)
         return gp.apply_updates(params, updates, inner), inner
 
-    finish = over_devices(apply, mesh, (0, None, None), (0, 0))
-    times["optimizer"] = _median(lambda _: finish(gradient, params, inner), None)
+    finish = over_devices(apply, mesh, (0, 0), 0, donate=1)
+    held = spread_out((shared, rest.init(shared)), 0, devices // hosts.count())
+    times["optimizer"] = _median(lambda held: finish(gradient, held), place(held, 0, mesh))
     return times | {"note": f"{_where(devices)} {way}"}
 
 
