@@ -1,9 +1,11 @@
 """Comparing methods: what is planned, at which ratio, and what comes of it."""
 
 import json
+import re
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
 from matplotlib.image import imread
 from rich.console import Console
@@ -17,7 +19,7 @@ FEW = {"model": "mlp", "steps": 20, "batch": 32, "eval_every": 10, "devices": 4,
 
 
 def make(folder: Path, wanted: dict, **changes) -> compare.Comparison:
-    made = config.make(workdir=folder, name="c", **(FEW | changes))
+    made = config.make(workdir=folder, **({"name": "c"} | FEW | changes))
     parts = {group: getattr(made, group) for group in config.groups()}
     found = compare.Comparison(**parts, **wanted)
     check.check(found)
@@ -37,6 +39,43 @@ def test_a_budget_is_of_link_bits(tmp_path) -> None:
     assert [e.seed for e in entries] == [0, 1] * 5
     assert entries[2].folder == "partition-9x-seed0"
     assert entries[0].folder == "dense-1x-seed0"
+
+
+def test_a_label_with_a_size_of_its_own_runs_once_a_seed(tmp_path) -> None:
+    asked = {"methods": "topk:density=0.01,powersgd:rank=2,signsgd,topk", "budgets": "30,100", "seeds": 1}
+    entries = compare.plan(make(tmp_path, asked, local_steps=4))
+    assert [(e.label.text, e.budget) for e in entries] == [
+        ("topk:density=0.01", None),
+        ("powersgd:rank=2", None),
+        ("signsgd", None),
+        ("topk", 30.0),
+        ("topk", 100.0),
+    ]
+
+
+def test_a_training_that_diverges_is_one_more_result(tmp_path) -> None:
+    wild = "dense:learning_rate=1e6"
+    asked = {"methods": f"{wild},dense", "seeds": 1, "budgets": "50"}
+    made = make(tmp_path, asked, name="a[b]c", clip=1e12, schedule="constant", rise=0.0, checkpoint_every=1)
+    console = Console(width=80, record=True)
+    with console.capture() as captured:
+        rows = compare.run(made, console)
+    said = captured.get()
+    assert re.search(r"learning_rate=1e6-1x-seed0 diverged: the loss of step \d+ \(dense:learning_rate=1e6\) is", said)
+    assert f"report: {made.folder}/report.html" in said  # its name as it is
+    assert np.isnan(rows[0]["test_loss"]["mean"])
+    assert np.isfinite(rows[1]["test_loss"]["mean"])
+    folder = made.folder / "dense-learning_rate=1e6-1x-seed0"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["status"], summary["test_loss"]) == ("diverged", None)
+    assert 0 < summary["steps"] < 20
+    page = (made.folder / "report.html").read_text()
+    assert f"no result: {folder.name} ({summary['steps']} of 20 steps)" in page
+    assert "1 of 1 diverged" in page
+    # Gone on with, it comes to the same end
+    compare.run(config.change(made, resume=True), Console(quiet=True))
+    again = json.loads((folder / "summary.json").read_text())
+    assert again["why"] == summary["why"]
 
 
 @pytest.mark.parametrize(

@@ -383,16 +383,20 @@ def test_the_first_interrupt_is_a_wish_and_the_second_ends() -> None:
 
 
 def test_numbers_for_people() -> None:
-    console = Console(width=100, record=True, quiet=True)
     assert screen.number(None, "{}") == "-"
     header = {
-        "method": "dense", "command": "c", "devices": 4, "device_kind": "cpu", "processes": 1, "model": "mlp",
+        "method": "topk", "kind": "topk", "command": "c", "devices": 4, "device_kind": "cpu", "processes": 1, "model": "mlp",
         "parameters": 1000, "sizes": [1000], "data": "digits", "expected_payload_bytes": 40.0, "dense_payload_bytes": 4000.0,
     }  # fmt: skip
     console = Console(width=100, record=True)
-    with console.capture() as captured:
-        screen.header(console, header, config.flat(config.make()))
-    assert "40 B a step and device, uncompressed 4.00 kB" in captured.get()
+    for changes, said in (
+        ({}, "about 40 B a step and device, uncompressed 4.00 kB"),
+        ({"expected_payload_bytes": None}, "of the method's own size, uncompressed 4.00 kB"),
+        ({"kind": "dense"}, "uncompressed, 4.00 kB a step and device"),
+    ):
+        with console.capture() as captured:
+            screen.header(console, header | changes, config.flat(config.make()))
+        assert said in captured.get()
 
 
 def test_the_program_runs_as_its_users_run_it(tmp_path, data_dir) -> None:

@@ -49,7 +49,7 @@ def test_an_own_parameter_comes_before_the_budget() -> None:
         ("powersgd:rank=0", "rank=0 is out of range"),
         ("topk:density=2", "ratio=2"),
         ("sidco:fit=cubic", "fit='cubic'"),
-        ("threshold", "value"),
+        ("threshold", "threshold lacks its value: give one, as in threshold:value=0.01"),
         ("topk:k=5", "'k=5' is no option of topk: it has density=..."),
         ("best", "best is unknown: choose among partition, dense"),
     ],

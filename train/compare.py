@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from train import methods, options, picture, report
 from train.config import Config, change, groups
@@ -19,7 +20,9 @@ from train.limits import within
 from train.log import plain
 from train.main import begin, ended
 from train.results import Entry, endings, table, tabulate
+from train.screen import say
 from train.studies import STUDIES, StudyName
+from train.summary import DIVERGED
 
 PROG = "train.compare"
 FILE, PICTURE = "comparison.json", "comparison.png"
@@ -44,7 +47,7 @@ class Comparison(Config):
     methods: str = "dense,partition"
     """Methods, separated by commas, with options where wanted: dense,partition:rungs=2,family=gamma."""
     budgets: str = "30,100"
-    """Link ratios, separated by commas; dense has none and runs once a seed."""
+    """Link ratios, separated by commas; dense and methods of a size of their own have none and run once a seed."""
     study: StudyName | None = None
     """A named set of methods, budgets, seeds and settings, whose table is reproduced; other options override it."""
     seeds: int = 3
@@ -130,10 +133,8 @@ def plan(comparison: Comparison) -> list[Entry]:
     budgets = list(_budgets(comparison.budgets))
     entries = []
     for label in parse_labels(comparison.methods):
-        for budget in budgets if label.method.budgeted else [None]:
-            ratio = (
-                1.0 if budget is None else methods.payload_ratio(label, comparison.exchange, budget, comparison.devices)
-            )
+        for budget in budgets if label.budgeted else [None]:
+            ratio = methods.payload_ratio(label, comparison.exchange, budget, comparison.devices)
             if not 1 <= ratio <= 1e5:
                 raise UsageError(
                     f"--budgets {budget:g} asks of {label.text} a payload ratio of {ratio:g} on {comparison.devices} "
@@ -150,6 +151,8 @@ def plan(comparison: Comparison) -> list[Entry]:
 def run(comparison: Comparison, console: Console, command: str = "compare.run") -> list[dict[str, Any]]:
     """Train what has not been trained yet, and write the table and the report.
 
+    A training that diverges is one more result: it is said, and the others go on.
+
     Args:
       comparison: settled and checked.
       console: to draw on.
@@ -160,7 +163,6 @@ def run(comparison: Comparison, console: Console, command: str = "compare.run") 
 
     Raises:
       UsageError: something asked for cannot be done.
-      NonFiniteError: a loss is not finite any more.
       KeyboardInterrupt: somebody asked for the end.
     """
     from train import check, folders, hosts, loop
@@ -173,18 +175,20 @@ def run(comparison: Comparison, console: Console, command: str = "compare.run") 
     wanted = {"methods": comparison.methods, "budgets": comparison.budgets, "seeds": comparison.seeds}
     if hosts.leads():
         options.write_json(wanted, comparison.folder / WANTED)
-    console.print(f"{len(entries)} trainings in {comparison.folder}", soft_wrap=True, highlight=False)
+    say(console, f"{len(entries)} trainings in {comparison.folder}")
     summaries: list[dict[str, Any]] = []
     program: Program | None = None
     last: Entry | None = None
     for number, entry in enumerate(entries, 1):
-        console.rule(f"{number} of {len(entries)}: {entry.folder}")
+        console.rule(f"{number} of {len(entries)}: {escape(entry.folder)}")
         fresh = program is None or last is None or entry._replace(seed=last.seed) != last
         if program is None or fresh:
             program, last = prepare(comparison, dataset, entry.label, entry.ratio), entry
         settings = change(comparison, seed=entry.seed, ratio=entry.ratio, method=entry.label.text)
         one = loop.Run(settings, comparison.folder / entry.folder, command, entry.budget)
         summaries.append(loop.train(one, program, dataset, console, header=fresh))
+        if summaries[-1]["status"] == DIVERGED:
+            say(console, f"{entry.folder} diverged: {summaries[-1]['why']}", "yellow")
     rows = tabulate(entries, summaries)
     console.print(table(rows, dataset.kind))
     if not hosts.leads():
@@ -192,9 +196,9 @@ def run(comparison: Comparison, console: Console, command: str = "compare.run") 
     options.write_json(plain(rows), comparison.folder / FILE)
     kept = list(endings(comparison.folder, rows, entries, summaries, dataset.kind))
     picture.draw(kept, dataset.kind, comparison.folder / PICTURE)
-    console.print(f"picture: {comparison.folder / PICTURE}", soft_wrap=True, highlight=False)
+    say(console, f"picture: {comparison.folder / PICTURE}")
     page = report.write([comparison.folder / entry.folder for entry in entries], comparison.folder / "report.html")
-    console.print(f"report: {page}", soft_wrap=True, highlight=False)
+    say(console, f"report: {page}")
     return rows
 
 

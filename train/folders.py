@@ -20,6 +20,8 @@ import gradpart_jax as gp
 from train import hosts, options
 from train.config import Config
 from train.errors import UsageError
+from train.labels import Label
+from train.summary import FINISHED
 
 # What may differ when a run goes on; all else makes it another training.
 MAY_CHANGE = {
@@ -157,19 +159,18 @@ def finished(folder: Path) -> dict[str, Any] | None:
         found = json.loads((folder / "summary.json").read_text())
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and found.get("status") == "finished" else None
+    return found if isinstance(found, dict) and found.get("status") == FINISHED else None
 
 
 def describe(
-    config: Config, method: str, kind: str, ratio: float, budget: float | None, params: Any, command: str
+    config: Config, label: Label, ratio: float, budget: float | None, params: Any, command: str
 ) -> dict[str, Any]:
     """Put together a run's header, as in run.json.
 
     Args:
       config: settled.
-      method: label as given.
-      kind: of the method.
-      ratio: payload ratio expected.
+      label: of the method.
+      ratio: payload ratio asked of it.
       budget: link ratio asked for, or None.
       params: of the model.
       command: that started it.
@@ -180,8 +181,8 @@ def describe(
     sizes = [int(x.size) for x in jax.tree.leaves(params)]
     devices, dense = config.devices, 4.0 * sum(sizes)
     return {
-        "method": method,
-        "kind": kind,
+        "method": label.text,
+        "kind": label.kind,
         "command": command,
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": {
@@ -202,7 +203,7 @@ def describe(
         "budget": budget,
         "dense_payload_bytes": dense,
         "dense_link_bytes": dense * 2 * (devices - 1) / devices,
-        "expected_payload_bytes": dense / ratio,
+        "expected_payload_bytes": dense / ratio if label.budgeted else None,
     }
 
 

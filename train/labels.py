@@ -12,6 +12,7 @@ from train.registry import METHODS, Method, parameters
 # Settings of a training that a label may have of its own
 TUNED = ("learning_rate", "local_steps", "recipe", "nesterov", "agreement", "keep_own")
 RECIPE_NAMES = ("local", "after", "before")
+SIZES = ("density", "rank", "bits", "keep")  # of methods that a budget sizes, where a label does not
 NOT_OPTIONS = {"axis_name", "inner_axis", "model_axis", "ratio", "bits_per_element", "static_args", "devices"}
 
 
@@ -26,6 +27,11 @@ class Label(NamedTuple):
     def method(self) -> Method:
         """The method's entry."""
         return METHODS[self.kind]
+
+    @property
+    def budgeted(self) -> bool:
+        """Whether a budget says how much is sent: neither the method's nature nor an option of the label does."""
+        return self.method.budgeted and not any(size in self.options for size in SIZES)
 
     @property
     def folder(self) -> str:

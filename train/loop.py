@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from gradpart_jax.segments import layout_of
 from train import agree, data, evaluate, folders, hosts, options, phases, report, screen, step
 from train.checkpoint import FOLDER, Checkpoints, steps_on_disk
 from train.config import Config, flat
-from train.errors import Interrupted, UsageError
+from train.errors import Interrupted, NonFiniteError, UsageError
 from train.labels import parse_label
 from train.log import plain, read
 from train.owners import release
@@ -21,8 +22,9 @@ from train.parts import devices_of
 from train.placing import own, place, spread_out
 from train.program import Program, prepare
 from train.redistribute import redistribute
+from train.screen import say
 from train.session import Session, Standing, batches
-from train.summary import summarise
+from train.summary import DIVERGED, summarise
 
 
 class Run(NamedTuple):
@@ -61,14 +63,16 @@ def run(config: Config, console: Console, command: str = "loop.run") -> list[dic
     with contextlib.suppress(OSError):
         # Where hosts share no disk an older one may have been left: the launcher is to see that it is this run's
         os.utime(config.folder / "config.json")
-    summaries = [
-        train(Run(config, config.folder / program.label.folder, command), program, dataset, console)
-        for program in programs
-    ]
+    summaries: list[dict[str, Any]] = []
+    for program in programs:
+        one = Run(config, config.folder / program.label.folder, command)
+        summaries.append(train(one, program, dataset, console))
+        if summaries[-1]["status"] == DIVERGED:
+            raise NonFiniteError(summaries[-1]["why"])
     console.print(screen.summary_table(summaries))
     if hosts.leads():
         page = report.write([config.folder / label.folder for label in labels], config.folder / "report.html")
-        console.print(f"report: {page}", soft_wrap=True, highlight=False)
+        say(console, f"report: {page}")
     return summaries
 
 
@@ -108,17 +112,21 @@ def train(
       header: whether to say what is trained.
 
     Returns:
-      The summary, as in summary.json.
+      The summary, as in summary.json; of a training that diverges, too, with why.
 
     Raises:
       UsageError: the folder holds another run, or a checkpoint cannot be written.
-      NonFiniteError: the loss is not finite any more.
       KeyboardInterrupt: somebody asked for the end.
     """
     config, folder, label = run.config, run.folder, program.label
 
     def notice(text: str) -> None:
-        console.print(f"[yellow]{text}[/]", soft_wrap=True, highlight=False)
+        say(console, text, "yellow")
+
+    def conclude(scores: tuple[float, float] | None, why: str | None = None) -> dict[str, Any]:
+        result = summarise(about, read(folder / "metrics.jsonl"), scores, config.exchange.warmup_steps, why)
+        options.write_json(plain(result), folder / "summary.json")
+        return result
 
     def enter() -> dict[str, Any] | None:
         _check_resumable(config, folder)
@@ -126,10 +134,10 @@ def train(
 
     summary = hosts.lead(enter, "the opening of the run folder")
     if summary is not None:
-        console.print(f"{folder} has finished: left as it is", soft_wrap=True, highlight=False)
+        say(console, f"{folder} has finished: left as it is")
         return summary
     fresh = step.start(program.network, program.tx, config.training.seed)
-    about = folders.describe(config, label.text, label.kind, program.ratio, run.budget, fresh.params, run.command)
+    about = folders.describe(config, label, program.ratio, run.budget, fresh.params, run.command)
     if header:
         screen.header(console, about, flat(config))
     saved = Checkpoints(folder, replace=config.start.overwrite or config.start.resume)
@@ -140,7 +148,10 @@ def train(
                 notice(f"{folder} has no checkpoint yet: begun anew")
             folders.keep_header(about, folder, standing.done)
         session = Session(config, folder, program, dataset, about, saved, console)
-        standing = session.run(standing)
+        try:
+            standing = session.run(standing)
+        except NonFiniteError as error:
+            return hosts.lead(functools.partial(conclude, None, str(error)), "the end of training")
     if config.output.phases and not hosts.lead((folder / "phases.json").exists, "the end of training"):
         with contextlib.closing(batches(config, dataset.train, standing.done)) as source:
             times = phases.measure(config, program, standing.state, next(source))
@@ -149,17 +160,15 @@ def train(
     model = evaluate.shared(program.evaluator, standing.state, dataset)
     scores = evaluate.score(program.evaluator, model, dataset.test)
 
-    def conclude() -> dict[str, Any]:
+    def keep() -> dict[str, Any]:
         model.save(folder / "model.msgpack")
-        result = summarise(about, read(folder / "metrics.jsonl"), scores, config.exchange.warmup_steps)
-        options.write_json(plain(result), folder / "summary.json")
-        return result
+        return conclude(scores)
 
-    result = hosts.lead(conclude, "the end of training")
+    result = hosts.lead(keep, "the end of training")
     # Heard too late for a step to tell the others, or in the last step, which ends the training anyway
     signal = max(hosts.gather(session.heard, "the end of training"))
     if signal:
-        console.print(f"{folder} has finished; what comes after it is left: go on with --resume", soft_wrap=True)
+        say(console, f"{folder} has finished; what comes after it is left: go on with --resume")
         raise Interrupted(signal)
     return result
 

@@ -33,7 +33,7 @@ def way(label: Label, exchange: Exchange, devices: int) -> str:
     return "all_gather" if isinstance(rungs, int) and rungs > 1 else settled(settings["exchange"], devices)
 
 
-def payload_ratio(label: Label, exchange: Exchange, budget: float, devices: int) -> float:
+def payload_ratio(label: Label, exchange: Exchange, budget: float | None, devices: int) -> float:
     """Find the payload ratio at which a method costs a link budget.
 
     Dense training leaves 2 (W - 1) / W buffers on the link, and so do an all-reduce and a leader's exchange; a ring
@@ -42,19 +42,19 @@ def payload_ratio(label: Label, exchange: Exchange, budget: float, devices: int)
     Args:
       label: of the method.
       exchange: the common options.
-      budget: link ratio: how many times fewer bits than dense training leave a device.
+      budget: link ratio: how many times fewer bits than dense training leave a device; None for a method without one.
       devices: W.
 
     Returns:
-      The ratio; 1 where there is none to choose.
+      The ratio; where the budget chooses none, 1 for a method that has none, and the common one for a label's own size.
 
     >>> from train.labels import parse_label
     >>> [round(payload_ratio(parse_label(name), Exchange("partition", exchange="all_gather"), 50.0, 4)) for name in (
     ...     "partition", "partition:exchange=reduce_scatter", "powersgd")]
     [100, 40, 50]
     """
-    if not label.method.budgeted:
-        return 1.0
+    if budget is None or not label.budgeted:
+        return exchange.ratio if label.method.budgeted else 1.0
     share = {"all_gather": devices / 2, "reduce_scatter": devices / (devices + 1)}
     return budget * share.get(way(label, exchange, devices), 1.0)
 
@@ -164,13 +164,21 @@ def build(
     settings = settings_of(label, exchange)
     known, every = parameters(label.kind), exchange.local_steps
     kept = 1.0 - (exchange.agreement or 0.0)
-    if "ratio" in known and ratio < every:
+    if label.budgeted and ratio < every:
         raise UsageError(
             f"--local-steps {every} saves more than the payload ratio of {ratio:g} asked of "
             f"{label.text}: ask for a higher ratio or budget, or take fewer local steps"
         )
     given = {"ratio": ratio / kept / every, "devices": devices}
     settings |= {name: value for name, value in given.items() if name in known}
+    lacking = [
+        name
+        for name, parameter in known.items()
+        if parameter.default is parameter.empty and name not in {"axis_name", *settings}
+    ]
+    if lacking:
+        example = f"{label.kind}:{lacking[0]}=0.01"
+        raise UsageError(f"--method {label.text} lacks its {lacking[0]}: give one, as in {example}")
     try:
         return label.method.make(axis_name, **settings)
     except (TypeError, ValueError) as error:

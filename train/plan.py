@@ -17,6 +17,7 @@ import gradpart_jax as gp
 from gradpart_jax.planner import DENSE, EXCHANGES, Estimate, duration
 from train import figures
 from train.errors import UsageError, status_of
+from train.screen import say
 
 DEVICES = (2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 256, 512, 1000, 2000, 4000, 10_000)
 LINKS = (*(m * 10.0**e for e in range(6) for m in (1, 2, 4)), 400_000.0)  # Mbit/s
@@ -120,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rows += [_row(found, link) for link, found in by_link.items()]
             args.json.write_text(json.dumps(rows, indent=1) + "\n")
         _draw(args, by_devices, by_link)
-        console.print(f"picture: {args.figure}")
+        say(console, f"picture: {args.figure}")
 
     return status_of(work)
 

@@ -24,6 +24,7 @@ from gradpart_jax.families import FAMILIES
 from train import traces
 from train.errors import UsageError, status_of
 from train.limits import MANY, within
+from train.screen import say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,7 +205,7 @@ def main(args: Args) -> None:
         predictor.save(weights, str(args.out / f"{name}.npz"))
     console.print(table)
     (args.out / "training.json").write_text(json.dumps(note, indent=2) + "\n")
-    console.print(f"weights and training.json: {args.out}")
+    say(console, f"weights and training.json: {args.out}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ class Program(NamedTuple):
 
     network: network.Network
     label: Label
-    ratio: float  # payload ratio asked for; 1 where the method has none
+    ratio: float  # payload ratio asked for
     tx: optax.GradientTransformation
     axes: step.State
     mesh: Mesh
@@ -56,7 +56,7 @@ def prepare(config: Config, dataset: data.Dataset, label: Label, ratio: float) -
     return Program(
         network=net,
         label=label,
-        ratio=ratio if label.method.budgeted else 1.0,
+        ratio=ratio,
         tx=tx,
         axes=axes,
         mesh=mesh,

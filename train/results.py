@@ -79,7 +79,8 @@ def table(rows: Sequence[dict[str, Any]], kind: str) -> Table:
     for row in rows:
         budget = "-" if row["budget"] is None else f"{row['budget']:g} x"
         figures = [_figure(row[key], form, 100.0 if key == "test_accuracy" else 1.0) for _, key, form in shown]
-        link = [f"{row['link_ratio']['mean']:.1f}", amount(row["link_bytes"]["mean"])]  # which seeds hardly change
+        ratio = row["link_ratio"]["mean"]  # which seeds hardly change
+        link = [f"{ratio:.1f}" if np.isfinite(ratio) else "-", amount(row["link_bytes"]["mean"])]
         made.add_row(escape(row["method"]), budget, *figures, *link)
     return made
 

@@ -18,6 +18,17 @@ from train.log import amount
 RECENT = 50  # steps that the speed shown is of
 
 
+def say(console: Console, text: str, style: str | None = None) -> None:
+    """Print a line as it is: paths may hold what rich takes for markup, and are never broken.
+
+    Args:
+      console: to print on.
+      text: of the line.
+      style: of rich, for all of it.
+    """
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
 class Screen:
     """A progress bar, for the length of a with-block; where there is no terminal, a line an evaluation.
 
@@ -68,15 +79,15 @@ class Screen:
         speed = f"{self._speed():.1f} steps/s"
         self._progress.update(self._task, completed=line["step"], says=says, speed=speed)
         if "test_loss" in line and not self._console.is_terminal:
-            self._console.print(
-                f"{escape(self._title)}: step {line['step']} of {self._steps}, {says}, "
+            say(
+                self._console,
+                f"{self._title}: step {line['step']} of {self._steps}, {says}, "
                 f"test loss {line['test_loss']:.4f}, test accuracy {line['test_accuracy']:.2%}, {speed}",
-                soft_wrap=True,
             )
 
     def says(self, text: str) -> None:
         """Say a line above the bar."""
-        self._console.print(text, soft_wrap=True)
+        say(self._console, text)
 
     def _speed(self) -> float:
         return (len(self._times) - 1) / max(self._times[-1] - self._times[0], 1e-9)
@@ -98,12 +109,11 @@ def header(console: Console, run: dict[str, Any], config: dict[str, Any]) -> Non
         "steps": f"{config['steps']}, batch {config['batch']}"
         + (f" in {config['accumulate']} parts" if config["accumulate"] > 1 else "")
         + f", {config['optimizer']} at {config['learning_rate']:g}, {config['schedule']}",
-        "exchange": f"about {amount(run['expected_payload_bytes'])} a step and device, "
-        f"uncompressed {amount(run['dense_payload_bytes'])}",
+        "exchange": _exchange(run),
     }
-    console.print(f"[bold]{escape(run['method'])}[/]", highlight=False)
+    say(console, run["method"], "bold")
     for name, value in rows.items():
-        console.print(f"  {name:<9} {escape(value)}", highlight=False, soft_wrap=True)
+        say(console, f"  {name:<9} {value}")
 
 
 def summary_table(summaries: Sequence[dict[str, Any]]) -> Table:
@@ -136,6 +146,14 @@ def summary_table(summaries: Sequence[dict[str, Any]]) -> Table:
     for name, value in rows:
         made.add_row(name, *[value(s) for s in summaries])
     return made
+
+
+def _exchange(run: dict[str, Any]) -> str:
+    dense, expected = amount(run["dense_payload_bytes"]), run["expected_payload_bytes"]
+    if run["kind"] == "dense":
+        return f"uncompressed, {dense} a step and device"
+    size = "of the method's own size" if expected is None else f"about {amount(expected)} a step and device"
+    return f"{size}, uncompressed {dense}"
 
 
 def number(value: float | None, form: str) -> str:

@@ -21,7 +21,7 @@ from train.interrupts import Interrupts
 from train.placing import one, place
 from train.program import Program
 from train.record import Record
-from train.screen import Screen
+from train.screen import Screen, say
 
 TRACED = (3, 8)  # steps after the start that --profile traces
 
@@ -108,7 +108,7 @@ class Session:
         self.heard = interrupts.number or 0
         if signal and standing.done < steps:
             kept = "a checkpoint was written: go on with --resume" if output.checkpoint_every else "nothing was saved"
-            self._console.print(f"ended after step {standing.done} of {steps}; {kept}", soft_wrap=True)
+            say(self._console, f"ended after step {standing.done} of {steps}; {kept}")
             raise Interrupted(signal)
         return standing
 

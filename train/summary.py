@@ -6,22 +6,30 @@ from typing import Any
 
 import numpy as np
 
+FINISHED, DIVERGED = "finished", "diverged"  # status of a summary
+
 
 def summarise(
-    header: dict[str, Any], lines: list[dict[str, Any]], scores: tuple[float, float], warmup_steps: int
+    header: dict[str, Any],
+    lines: list[dict[str, Any]],
+    scores: tuple[float, float] | None,
+    warmup_steps: int,
+    why: str | None = None,
 ) -> dict[str, Any]:
-    """Sum a finished run up.
+    """Sum a run up that has come to an end.
 
     Args:
       header: of run.json.
       lines: of metrics.jsonl.
-      scores: test loss and accuracy at the end.
+      scores: test loss and accuracy at the end; None where training diverged.
       warmup_steps: first steps exchanged uncompressed.
+      why: training ended before its last step, where it did.
 
     Returns:
       The summary, as in summary.json.
     """
-    last = lines[-1]
+    last = lines[-1] if lines else {"step": 0, "payload_bytes": 0.0, "link_bytes": 0.0, "seconds": 0.0}
+    loss, accuracy = (None, None) if scores is None else scores
     steady = lines[min(warmup_steps, len(lines) - 1) :]
     before = lines[min(warmup_steps, len(lines) - 1) - 1] if warmup_steps and len(lines) > 1 else {}
     ratios = {}
@@ -38,8 +46,8 @@ def summarise(
         "seed": header["seed"],
         "steps": last["step"],
         "parameters": header["parameters"],
-        "test_loss": scores[0],
-        "test_accuracy": scores[1],
+        "test_loss": loss,
+        "test_accuracy": accuracy,
         "payload_bytes": last["payload_bytes"],
         "link_bytes": last["link_bytes"],
         "payload_ratio": _times(header["dense_payload_bytes"] * last["step"], last["payload_bytes"]),
@@ -48,10 +56,10 @@ def summarise(
         "steady_link_ratio": ratios["link"],
         "forecast_error": float(np.median(errors)) if forecast and errors else None,
         "seconds": last["seconds"],
-        "status": "finished",
-    }
+        "status": FINISHED if why is None else DIVERGED,
+    } | ({} if why is None else {"why": why})
 
 
-def _times(dense: float, spent: float) -> float:
-    """Say how many times fewer bytes were spent; 1 where none were."""
-    return dense / spent if spent else 1.0
+def _times(dense: float, spent: float) -> float | None:
+    """Say how many times fewer bytes were spent; 1 where none were, and nothing before the first step."""
+    return (dense / spent if spent else 1.0) if dense else None

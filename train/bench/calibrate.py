@@ -24,6 +24,7 @@ from gradpart_jax.sizes import plan_of
 from train import figures, traces
 from train.bench import compress
 from train.limits import MANY, within
+from train.screen import say
 
 SMALL = 100_000  # elements, of the update that shows what does not grow
 DENSITIES = (0.01, 0.03)
@@ -136,4 +137,4 @@ def main(args: Args) -> None:
         table.add_row(name, f"{1e9 * seconds:.2f} ns")
     console.print(table)
     args.json.write_text(json.dumps(found._asdict(), indent=1) + "\n")
-    console.print(f"written to {args.json}")
+    say(console, f"written to {args.json}")

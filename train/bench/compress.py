@@ -30,6 +30,7 @@ from train import figures, traces
 from train.bench import trees
 from train.errors import UsageError
 from train.limits import MANY, within
+from train.screen import say
 
 SIZES = (10**5, 10**6, 10**7, 10**8)
 BYTES_NEEDED = 40  # of memory for each element, at the most
@@ -321,5 +322,5 @@ def _growth(args: Args, console: Console) -> list[dict[str, float]]:
         axis.plot(sizes, [1e3 * line["floor"] for line in lines], "o-", color="#9a9a9a", label="floor")
         axis.set(xscale="log", yscale="log", xlabel="elements", ylabel="ms", title=f"{args.density:.2%} sent")
         axis.legend(frameon=False)
-    console.print(f"picture: {args.figure}")
+    say(console, f"picture: {args.figure}")
     return lines

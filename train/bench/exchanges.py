@@ -30,6 +30,7 @@ from gradpart_jax.sizes import settled
 from train import figures
 from train.errors import UsageError
 from train.limits import MANY, within
+from train.screen import say
 
 WAYS = ("dense", "all_gather", "reduce_scatter", "leader", "hierarchical")
 MODELLED = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1000, 2000, 4000, 10_000)
@@ -282,7 +283,7 @@ def main(args: Args) -> None:
         found = {"args": dataclasses.asdict(args), "calibration": calibration._asdict(), "measured": rows}
         args.json.write_text(json.dumps(found | {"foretold": future}, indent=1, default=str) + "\n")
     _draw(rows, future, args)
-    console.print(f"picture: {args.figure}")
+    say(console, f"picture: {args.figure}")
 
 
 def _measured(rows: list[dict[str, Any]], args: Args) -> Table:

@@ -20,6 +20,7 @@ from gradpart_jax.segments import layout_of, ravel, sample_positions, unravel
 from train import figures, traces
 from train.bench.thresholds import RIVALS, Rival, cross_entropy
 from train.limits import MANY, within
+from train.screen import say
 
 SETTLED = 50  # steps after which no step should be far off
 
@@ -181,7 +182,7 @@ def main(args: Args) -> None:
     if args.json:
         args.json.write_text(json.dumps([s | {"ratios": r.ratios} for s, r in zip(summaries, results, strict=True)]))
     _draw(args, results)
-    console.print(f"picture: {args.figure}")
+    say(console, f"picture: {args.figure}")
 
 
 def _draw(args: Args, results: list[Result]) -> None:

@@ -33,6 +33,7 @@ from train.launch import NOISE
 from train.limits import MANY, within
 from train.log import read
 from train.main import parse
+from train.screen import say
 
 MODEL = [
     "--data", "stdlib", "--model", "transformer", "--width", "512", "--layers", "1", "--heads", "8", "--window", "16",
@@ -131,7 +132,7 @@ def main(args: Args) -> None:
         for table in tables(rows):
             console.print(table)
         draw(rows, args.figure)
-        console.print(f"picture: {args.figure}")
+        say(console, f"picture: {args.figure}")
     if failures:
         raise HostError("\n".join(failures))
 

@@ -28,6 +28,7 @@ from train.config import Exchange
 from train.errors import UsageError
 from train.labels import Label, parse_label, parse_labels
 from train.limits import MANY, within
+from train.screen import say
 
 AXIS = "devices"
 # Options without which a method has nothing to send, or would be looked at while it still learns
@@ -186,12 +187,12 @@ def rows_of(args: Args, labels: list[Label], counts: list[int], known: list[Row]
                         row["floor_seconds"] = timed(
                             floor, lambda: (jnp.copy(flat), jnp.zeros_like(flat)), 4 * args.repeats
                         )
-                    elif label.method.budgeted:
+                    elif label.budgeted:
                         row = measure(built, max(wanted, 1.0), devices, gradient, 0)
                     else:
                         row = found[label.text, "payload", devices]
                     named = {"method": label.text, "budget": budget, "devices": devices}
-                    found[key] = named | {"budgeted": label.method.budgeted} | row | named
+                    found[key] = named | {"budgeted": label.budgeted} | row | named
                 yield found[key]
 
 
@@ -235,4 +236,4 @@ def main(args: Args) -> None:
     for shown in rivals_picture.tables(rows, about, args.ratio, args.budget):
         console.print(shown)
     rivals_picture.draw(rows, counts, args.ratio, args.budget, args.figure)
-    console.print(f"picture: {args.figure}")
+    say(console, f"picture: {args.figure}")

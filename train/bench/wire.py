@@ -19,6 +19,7 @@ from gradpart_jax.payload import PayloadFormat
 from gradpart_jax.sizes import KEY_BITS, KEY_SHARE
 from train import figures
 from train.limits import within
+from train.screen import say
 
 SIZES = (10**4, 10**5, 10**6, 10**7, 10**8)
 DENSITIES = (0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
@@ -118,4 +119,4 @@ def main(args: Args) -> None:
                 axis.plot(*zip(*line, strict=True), "o-", ms=3, label=f"n = {n:.0e}")
             axis.set(xscale="log", xlabel="density", ylabel="over the bound, %", title=name, ylim=(0, 25))
         axes[0].legend(frameon=False)
-    console.print(f"picture: {args.figure}")
+    say(console, f"picture: {args.figure}")

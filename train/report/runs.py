@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from train.errors import UsageError
+from train.summary import DIVERGED, FINISHED
 
 Lines = list[dict[str, Any]]
 
@@ -61,17 +62,17 @@ class Run:
     @property
     def planned(self) -> int | None:
         """Steps that the run was to make."""
-        steps = number(self.about("steps", None))
+        steps = number(next(_nested(self.config, "steps"), self.about("steps", None)))
         return None if steps is None else int(steps)
 
     @property
     def finished(self) -> bool:
-        """Whether the run wrote its summary."""
-        return self.summary.get("status") == "finished"
+        """Whether the run came to an end, and wrote its summary."""
+        return self.summary.get("status") in (FINISHED, DIVERGED)
 
     @property
     def diverged(self) -> bool:
-        """Whether the run ended with a test loss that is no number."""
+        """Whether the run came to an end with a loss that is no number."""
         return self.finished and "test_loss" in self.summary and number(self.summary["test_loss"]) is None
 
     def about(self, key: str, default: Any) -> Any:

@@ -78,7 +78,7 @@ def lead(task: tuple[str, str], groups: Sequence[Group]) -> list[str]:
         what += f" {_count(len(runs), 'training')}: {_count(methods, 'method')}"
         budgets = {group.budget for group in groups} - {None}
         what += (f", {_count(len(budgets), 'budget')}" if budgets else "") + f", {_count(seeds, 'seed')}."
-    return [what, *_outcome(groups, task), *_unfinished(runs)]
+    return [what, *_outcome(groups, task), *_diverged(runs), *_unfinished(runs)]
 
 
 def tiles(groups: Sequence[Group], task: tuple[str, str]) -> tuple[str, list[Tile]]:
@@ -140,20 +140,29 @@ def _outcome(groups: Sequence[Group], task: tuple[str, str]) -> list[str]:
     return [said]
 
 
+def _diverged(runs: Sequence[Run]) -> list[str]:
+    left = [run for run in runs if run.diverged]
+    return [f"Diverged, so that there is no result: {_where(left)}."] if left else []
+
+
 def _unfinished(runs: Sequence[Run]) -> list[str]:
     left = [run for run in runs if not run.finished]
     if not left:
         return []
-    where = ", ".join(
-        f"{run.folder.name} ({run.step:,}{f' of {run.planned:,}' if run.planned else ''} steps)" for run in left[:4]
-    )
-    more = f" and {len(left) - 4} more" if len(left) > 4 else ""
     return [
         "Not finished yet, and left out of the results where other seeds have finished, or else judged by the last "
-        f"step on record: {where}{more}."
+        f"step on record: {_where(left)}."
         if len(runs) > len(left)
-        else f"Not finished yet, and judged by the last step on record: {where}{more}."
+        else f"Not finished yet, and judged by the last step on record: {_where(left)}."
     ]
+
+
+def _where(runs: Sequence[Run]) -> str:
+    """Name runs, and how far they came."""
+    named = ", ".join(
+        f"{run.folder.name} ({run.step:,}{f' of {run.planned:,}' if run.planned else ''} steps)" for run in runs[:4]
+    )
+    return named + (f" and {len(runs) - 4} more" if len(runs) > 4 else "")
 
 
 def _best(groups: Sequence[Group], task: tuple[str, str]) -> Group | None:
