@@ -73,13 +73,15 @@ class Calibration(NamedTuple):
         Raises:
           ValueError: the file holds something else.
         """
-        found = json.loads(Path(path).read_text())
+        text = Path(path).read_text()
         try:
+            found = json.loads(text)
             return cls(**{name: found[name] for name in cls._fields})
-        except (KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
+            lacks = f"lacks {error}" if isinstance(error, KeyError) else "holds something else"
             wanted = ", ".join(cls._fields)
             raise ValueError(
-                f"calibration={str(path)!r} lacks {error}: it must hold {wanted}; let train.bench calibrate write it"
+                f"calibration={str(path)!r} {lacks}: it must hold {wanted}; let train.bench calibrate write it"
             ) from error
 
 

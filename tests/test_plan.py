@@ -15,6 +15,7 @@ from gradpart_jax.planner import EXCHANGES, RATIOS, estimate
 from gradpart_jax.segments import layout_of
 from gradpart_jax.sizes import plan_of
 from train import plan as program
+from train.bench import __main__ as bench
 from train.bench import exchanges
 
 N = 1_000_000
@@ -125,15 +126,49 @@ def test_a_number_of_elements_is_whole() -> None:
         gp.plan(25e6, 4, 100)
 
 
+def test_measured_rows_outlive_a_run_of_other_settings_and_an_interruption(tmp_path, monkeypatch, capsys) -> None:
+    rows, measured = tmp_path / "e.json", []
+    jax.devices()  # so that there are as many for other tests as they need
+
+    def measure(way, devices, elements, ratio, repeats):
+        measured.append((way, devices, elements))
+        if len(measured) == 6:
+            raise KeyboardInterrupt
+        numbers = {"seconds": 0.1, "link_bits": 8e3, "inner_bits": 0.0, "entries": 10.0, "messages": 1, "kind": "dense"}
+        return {"way": way, "devices": devices, "elements": elements, "ratio": ratio, **numbers}
+
+    monkeypatch.setattr(exchanges, "measure", measure)
+    monkeypatch.setattr(exchanges, "foretold", lambda *_: 0.1)
+    files = ["--json", str(rows), "--figure", str(tmp_path / "e.png")]
+    first = ["exchanges", "--devices", "2", "--ways", "dense", "leader", "--elements"]
+    assert bench.main([*first, "20000", *files]) == 0
+    assert bench.main([*first, "10000", *files]) == 0
+    assert [row["elements"] for row in json.loads(rows.read_text())["measured"]] == [10_000] * 2 + [20_000] * 2
+    more = ["exchanges", "--devices", "2", "--ways", "dense", "all_gather", "reduce_scatter", "--elements", "10000"]
+    assert bench.main([*more, *files]) == 130
+    assert [row["way"] for row in json.loads(rows.read_text())["measured"]][:3] == ["dense", "leader", "all_gather"]
+    capsys.readouterr()
+    for text in ("x", "[]", '{"a": 1}', '{"measured": [{"way": "dense"}]}'):
+        rows.write_text(text)
+        assert bench.main(["exchanges", *files]) == 2
+        assert bench.main(["rivals", *files]) == 2
+        assert capsys.readouterr().err.count("holds something else: name another file") == 2
+        assert rows.read_text() == text
+    for option in ("--ways", "--devices"):
+        assert bench.main(["exchanges", option, "--figure", str(tmp_path / "e.png")]) == 2
+        assert f"{option} is empty" in capsys.readouterr().err
+
+
 def test_a_calibration_is_read_and_reckoned_with(tmp_path) -> None:
     path = tmp_path / "c.json"
     path.write_text(json.dumps(FREE._replace(machine="mine", fixed=3.0)._asdict()))
     found = gp.plan(N, 8, 100, ratio=100, calibration=path)
     assert found.machine == "mine"
     assert next(one for one in found.others if one.exchange == "leader").code_s == 3.0
-    path.write_text("{}")
-    with pytest.raises(ValueError, match="lacks 'machine'"):
-        gp.plan(N, 8, 100, calibration=path)
+    for text, words in (("{}", "lacks 'machine'"), ("[]", "holds something else"), ("x", "holds something else")):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=words):
+            gp.plan(N, 8, 100, calibration=path)
     assert all(value > 0 for value in MEASURED[1:])
 
 
@@ -151,6 +186,13 @@ def test_the_program_prints_draws_and_refuses(tmp_path, capsys) -> None:
         (["--chips", "3", "--figure", str(figure)], "does not divide"),
         (["--figure", str(tmp_path / "plan.xyz")], "is no picture's name"),
         (["--figure", str(figure), "--json", str(tmp_path)], "it is a folder"),
+        (["--figure", str(figure), "--elements", "0"], "--elements 0 is out of range"),
+        (["--figure", str(figure), "--link-mbit", "0"], "--link-mbit 0 is out of range"),
+        (["--figure", str(figure), "--inner-gbit", "10"], "--inner-gbit is the link between the --chips of a host"),
+        (["--figure", str(figure), "--rounds", "star"], "--rounds star is unknown: choose ring or tree"),
+        (["--figure", str(figure), "--calibration", "no"], "--calibration no cannot be read (No such file"),
+        (["--figure", str(figure), "--calibration", str(rows)], "cannot be read (it holds something else)"),
+        (["--figure", str(figure), "--calibration", str(figure)], "cannot be read (it holds something else)"),
     ):
         assert program.main(given) == 2
         assert words in capsys.readouterr().err

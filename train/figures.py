@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,13 @@ def check(figure: Path | None, *others: Path | None) -> None:
             raise UsageError(f"{path} cannot be written: there is no folder {path.parent}; make it, or choose another")
         if path.is_dir():
             raise UsageError(f"{path} cannot be written: it is a folder; name a file in it")
+        try:
+            if path.exists():
+                path.open("ab").close()
+            else:
+                tempfile.TemporaryFile(dir=path.parent).close()
+        except OSError as error:
+            raise UsageError(f"{path} cannot be written ({error.strerror}): choose another") from error
     if figure is not None and figure.suffix not in KINDS:
         raise UsageError(f"{figure} is no picture's name: end it in one of {', '.join(KINDS)}")
 

@@ -14,9 +14,12 @@ from rich.console import Console
 from rich.table import Table
 
 import gradpart_jax as gp
+from gradpart_jax.costs import ROUNDS
 from gradpart_jax.planner import DENSE, EXCHANGES, Estimate, duration
 from train import figures
+from train.calibration import calibration_of
 from train.errors import UsageError, status_of
+from train.limits import within
 from train.screen import say
 
 DEVICES = (2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 256, 512, 1000, 2000, 4000, 10_000)
@@ -83,10 +86,39 @@ def ask(args: Args, **changed: Any) -> gp.StepPlan:
             chips=args.chips,
             inner_gbit=args.inner_gbit,
             rounds=args.rounds,
-            calibration=args.calibration,
+            calibration=calibration_of(args.calibration),
         )
-    except (TypeError, ValueError, OSError) as error:
+    except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
+
+
+def check(args: Args) -> None:
+    """Refuse what cannot be planned, and files that cannot be written.
+
+    Args:
+      args: of the command line.
+
+    Raises:
+      UsageError: an option is out of range, or does not go with another one.
+    """
+    within(
+        ("--elements", args.elements, 1, 10**13),
+        ("--devices", args.devices, 1, 2**20),
+        ("--link-mbit", args.link_mbit, 1e-3, 1e9),
+        ("--latency-ms", args.latency_ms, 0, 1e6),
+        ("--compute-s", args.compute_s, 0, 1e6),
+        ("--ratio", args.ratio, 1, 1e5),
+        ("--step-s", args.step_s, 1e-6, 1e6),
+        ("--chips", args.chips, 1, args.devices),
+        ("--inner-gbit", args.inner_gbit, 1e-6, 1e6),
+    )
+    if args.devices % args.chips:
+        raise UsageError(f"--chips {args.chips} does not divide --devices {args.devices}: give the chips of one host")
+    if (args.chips > 1) != (args.inner_gbit is not None):
+        raise UsageError("--inner-gbit is the link between the --chips of a host: give both or neither")
+    if args.rounds not in ROUNDS:
+        raise UsageError(f"--rounds {args.rounds} is unknown: choose {' or '.join(ROUNDS)}")
+    figures.check(args.figure, args.json)
 
 
 def every(found: gp.StepPlan) -> dict[str, Estimate]:
@@ -106,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         args = tyro.cli(Args, args=arguments, prog="python -m train.plan", description=__doc__)
-        figures.check(args.figure, args.json)
+        check(args)
         console = Console()
         console.print(str(ask(args)), highlight=False, soft_wrap=True)
         whole = {hosts * args.chips for hosts in (2, 4, 8, 16)}  # however many chips a host has, there is a row to show
@@ -132,7 +164,7 @@ def _row(found: gp.StepPlan, link_mbit: float) -> dict[str, Any]:
 
 
 def _title(args: Args, link: bool) -> str:
-    other = f"{_rate(args.link_mbit)} links" if link else f"{args.devices} devices"
+    other = f"{_rate(args.link_mbit)} links" if link else f"{args.devices} device{'s' * (args.devices > 1)}"
     return f"{args.elements:,} elements, {duration(args.compute_s)} of computing, {other}, {args.latency_ms:g} ms"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -23,13 +24,16 @@ from rich.console import Console
 from rich.table import Table
 
 import gradpart_jax as gp
-from gradpart_jax.costs import MEASURED, Calibration, Link
+from gradpart_jax.costs import Calibration, Link
 from gradpart_jax.planner import duration, estimate
 from gradpart_jax.segments import layout_of
 from gradpart_jax.sizes import settled
 from train import figures
+from train.bench.kept import rows_in
+from train.calibration import calibration_of
 from train.errors import UsageError
 from train.limits import MANY, within
+from train.log import write_whole
 from train.screen import say
 
 WAYS = ("dense", "all_gather", "reduce_scatter", "leader", "hierarchical")
@@ -229,8 +233,11 @@ def main(args: Args) -> None:
     """
     if unknown := [way for way in args.ways if way not in WAYS]:
         raise UsageError(f"--ways {unknown[0]} is unknown: choose among {', '.join(WAYS)}")
-    if any(not 2 <= n <= 64 or n % CHIPS for n in args.devices):
-        raise UsageError(f"--devices {args.devices} is out of range: give even numbers from 2 to 64")
+    for option, values in (("--ways", args.ways), ("--devices", args.devices)):
+        if not values:
+            raise UsageError(f"{option} is empty: give at least one")
+    if wrong := [n for n in args.devices if not 2 <= n <= 64 or n % CHIPS]:
+        raise UsageError(f"--devices {wrong[0]} is out of range: give even numbers from 2 to 64")
     within(
         ("--elements", args.elements, 10_000, 10**8),
         ("--ratio", args.ratio, 1, 10_000),
@@ -239,37 +246,43 @@ def main(args: Args) -> None:
         ("--latency-ms", args.latency_ms, 0, 1e6),
     )
     figures.check(args.figure, args.json)
-    try:
-        calibration = MEASURED if args.calibration is None else Calibration.read(args.calibration)
-    except (OSError, ValueError) as error:
+    calibrated = calibration_of(args.calibration)
+    kept = rows_in(args.json, "measured", ("elements", "ratio", "way", "devices", "seconds", "link_bits"))
+    with contextlib.suppress(RuntimeError):  # where JAX has started already there are as many as there are
+        jax.config.update("jax_num_cpu_devices", max(args.devices))
+    if max(args.devices) > len(jax.devices()):
         raise UsageError(
-            f"--calibration {args.calibration} cannot be read ({error}): give one of bench calibrate"
-        ) from error
-    jax.config.update("jax_num_cpu_devices", max(args.devices))
+            f"--devices {max(args.devices)} is more than the {len(jax.devices())} that JAX finds: use fewer"
+        )
     console = Console()
-    rows: list[dict[str, Any]] = []
-    if args.json and args.json.exists():
-        rows = json.loads(args.json.read_text())["measured"]
-    rows = [row for row in rows if (row["elements"], row["ratio"]) == (args.elements, args.ratio)]
+    rows = [row for row in kept if (row["elements"], row["ratio"]) == (args.elements, args.ratio)]
+    others = [row for row in kept if row not in rows]
+
+    def write(**more: Any) -> None:
+        if args.json:
+            found = {"args": dataclasses.asdict(args), "calibration": calibrated._asdict(), "measured": rows + others}
+            write_whole((json.dumps(found | more, indent=1, default=str) + "\n").encode(), args.json)
+
     for devices in sorted(args.devices):
         for way in args.ways:
             known = any((row["way"], row["devices"]) == (way, devices) for row in rows)
             if known or (way == "hierarchical" and devices <= CHIPS):
                 continue
             rows.append(measure(way, devices, args.elements, args.ratio, args.repeats))
+            write()  # after each: an interrupted run loses none
             console.print(f"{way}, {devices} devices: {duration(rows[-1]['seconds'])}")
     rows.sort(key=lambda row: (row["devices"], WAYS.index(row["way"])))
     base = next((row for row in rows if row["way"] == "dense"), None)
     for row in rows if base else ():
         assert base is not None
         # A dense step of the fewest devices says what a bit of an all-reduce takes here, adding included.
-        spent = base["seconds"] / base["devices"] - calibration.added * args.elements
-        row["foretold"] = foretold(row, calibration, max(spent, 1e-9) / base["link_bits"])
+        spent = base["seconds"] / base["devices"] - calibrated.added * args.elements
+        row["foretold"] = foretold(row, calibrated, max(spent, 1e-9) / base["link_bits"])
     future = [
         {
             "way": way,
             "devices": n,
-            **dict(zip(("link_bits", "seconds"), modelled(way, n, args, calibration), strict=True)),
+            **dict(zip(("link_bits", "seconds"), modelled(way, n, args, calibrated), strict=True)),
         }
         for n in MODELLED
         for way in WAYS
@@ -279,9 +292,7 @@ def main(args: Args) -> None:
     console.print(_foretold(future, "foretold: MB that leave a device", lambda row: f"{row['link_bits'] / 8e6:.3g}"))
     links = f"foretold: exchange on {args.link_mbit:g} Mbit/s, {args.latency_ms:g} ms"
     console.print(_foretold(future, links, lambda row: duration(row["seconds"])))
-    if args.json:
-        found = {"args": dataclasses.asdict(args), "calibration": calibration._asdict(), "measured": rows}
-        args.json.write_text(json.dumps(found | {"foretold": future}, indent=1, default=str) + "\n")
+    write(foretold=future)
     _draw(rows, future, args)
     say(console, f"picture: {args.figure}")
 

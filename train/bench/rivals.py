@@ -22,12 +22,14 @@ from gradpart_jax import exchange
 from train import figures, methods, registry
 from train.bench import rivals_picture
 from train.bench.compress import floor, gradient_of, timed
+from train.bench.kept import Row, rows_in
 from train.bench.rivals_picture import BUDGETS
 from train.bench.trees import layer
 from train.config import Exchange
 from train.errors import UsageError
 from train.labels import Label, parse_label, parse_labels
 from train.limits import MANY, within
+from train.log import write_whole
 from train.screen import say
 
 AXIS = "devices"
@@ -37,7 +39,6 @@ GIVEN = {"threshold": "value=100.0", "lgc": "train_steps=1"}
 PERIODS = {"partition": 64, "oktopk": 64}
 SETTLED = 5  # updates before anything is timed
 WAYS = ("all_gather", "reduce_scatter")  # in which partition is looked at
-Row = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Args:
     repeats: int = 5
     """Timings of each, of which the median counts."""
     json: Path | None = None
-    """File to write the figures to; those that it holds already, under the same settings, are kept."""
+    """File of the figures; those that it holds already, under the same settings, are not measured again."""
     figure: Path = Path("rivals.png")
     """Picture to draw."""
 
@@ -220,17 +221,14 @@ def main(args: Args) -> None:
     labels = parse_labels(args.methods)
     figures.check(args.figure, args.json)
     settings = {"ratio": args.ratio, "budget": args.budget, "width": args.width}
-    known: list[Row] = []
-    if args.json and args.json.exists():
-        held = json.loads(args.json.read_text())
-        known = held["rows"] if held.get("settings") == settings else []
+    known = rows_in(args.json, "rows", ("method", "budget", "devices"), settings)
     rows: list[Row] = []
     total = len(labels) * len(BUDGETS) * len(counts)
     for row in track(rows_of(args, labels, counts, known), "measuring", total, transient=True):
         rows.append(row)
         if args.json:
             kept = [r for r in known if r not in rows]
-            args.json.write_text(json.dumps({"settings": settings, "rows": rows + kept}, indent=1) + "\n")
+            write_whole((json.dumps({"settings": settings, "rows": rows + kept}, indent=1) + "\n").encode(), args.json)
     console = Console()
     about = f"{12 * args.width**2 / 1e6:.3g} million parameters, {' / '.join(map(str, counts))} devices"
     for shown in rivals_picture.tables(rows, about, args.ratio, args.budget):
