@@ -133,6 +133,9 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
 def gather(runs: Sequence[Run], prefix: str) -> list[Group]:
     """Put runs into groups: compressed ones first, by method, settings and budget, uncompressed ones last.
 
+    Of runs of one way and one seed the one begun last counts, of those that have finished if there are any: a
+    repetition tells nothing of chance.
+
     Args:
       runs: of one task.
       prefix: of the groups' keys, which are unique in a page.
@@ -158,7 +161,7 @@ def gather(runs: Sequence[Run], prefix: str) -> list[Group]:
                 key=f"{prefix}-{len(groups)}",
                 way=way,
                 differs=_differs(way, [w for w in found if (w.method, w.budget) == (way.method, way.budget)]),
-                runs=tuple(found[way]),
+                runs=_one_a_seed(found[way]),
                 colour=GREY if dense else COLOURS[place % len(COLOURS)],
                 dash=PLAIN[place % len(PLAIN)] if dense else DASHES[at % len(DASHES)],
                 marker="cross" if dense else MARKERS[place % len(MARKERS)],
@@ -173,6 +176,13 @@ def _way(run: Run) -> Way:
     if run.dense:
         return Way(run.method, settings, None, None)
     return Way(run.method, settings, run.budget, number(run.config.get("ratio")) if run.budget is None else None)
+
+
+def _one_a_seed(runs: Sequence[Run]) -> tuple[Run, ...]:
+    kept: dict[Any, Run] = {}
+    for run in sorted(runs, key=lambda run: (run.finished, str(run.header.get("started", "")))):
+        kept[run.folder if run.seed == "?" else run.seed] = run
+    return tuple(run for run in runs if any(run is one for one in kept.values()))
 
 
 def _lines(ways: Iterable[Way]) -> list[Line]:

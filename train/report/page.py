@@ -49,6 +49,16 @@ class Task:
     runs: list[Run]
     bucket: int
 
+    @property
+    def seeded(self) -> bool:
+        """Whether a group has several seeds, so that there is a mean and a spread."""
+        return any(len(group.runs) > 1 for group in self.groups)
+
+    @property
+    def repeated(self) -> bool:
+        """Whether a seed of a group was run more than once."""
+        return len(self.runs) > sum(len(group.runs) for group in self.groups)
+
 
 def write(folders: Sequence[Path], out: Path) -> Path:
     """Write the report of every run at or below some folders.
@@ -145,7 +155,7 @@ def _task(key: str, task: tuple[str, str], runs: list[Run]) -> Task:
     return Task(
         key,
         f"{task[1]} on {task[0]}",
-        words.lead(task, groups),
+        words.lead(task, runs, groups),
         best,
         tiles,
         groups,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -46,6 +47,9 @@ GLOSSARY = (
 )  # fmt: skip
 
 
+NOTHING = "No evaluation on test data is on record yet."
+
+
 @dataclasses.dataclass(frozen=True)
 class Tile:
     """A figure that one should see first."""
@@ -54,24 +58,25 @@ class Tile:
     says: str
 
 
-def lead(task: tuple[str, str], groups: Sequence[Group]) -> list[str]:
+def lead(task: tuple[str, str], runs: Sequence[Run], groups: Sequence[Group]) -> list[str]:
     """Say what was trained and what came out.
 
     Args:
       task: data set and model.
-      groups: of it.
+      runs: of it, at least one.
+      groups: of them.
 
     Returns:
       Paragraphs.
     """
-    runs = [run for group in groups for run in group.runs]
-    first = runs[0]
-    parameters, devices, batch = (number(first.about(k, None)) for k in ("parameters", "devices", "batch"))
-    model = f"The model {task[1]}" + (f", with {parameters:,.0f} parameters," if parameters else "")
-    over = f" on {devices:.0f} devices" if devices and devices > 1 else " on one device" if devices else ""
-    steps = max((run.planned or run.step for run in runs), default=0)
-    each = f" of {batch:,.0f} examples" if batch else ""
-    what = f"{model} was trained on {task[0]} for {steps:,} steps{each}{over}."
+    parameters, devices, batch = (
+        _span(run.about(key, None) for run in runs) for key in ("parameters", "devices", "batch")
+    )
+    model = f"The model {task[1]}" + (f", with {parameters} parameters," if parameters else "")
+    over = "" if not devices else " on one device" if devices == "1" else f" on {devices} devices"
+    steps = _span(run.planned or run.step for run in runs) or "0"
+    each = f" of {batch} examples" if batch else ""
+    what = f"{model} was trained on {task[0]} for {steps} step{'s' * (steps != '1')}{each}{over}."
     if len(runs) > 2:
         seeds = len({str(run.seed) for run in runs})
         methods = len({group.method for group in groups})
@@ -117,7 +122,10 @@ def _outcome(groups: Sequence[Group], task: tuple[str, str]) -> list[str]:
     best = _best(groups, task)
     key, name = _quality(task)
     if best is None or not np.isfinite(best.spread(key)[0]):
-        return ["No evaluation on test data is on record yet."]
+        plain = next((group for group in groups if group.dense and np.isfinite(group.spread(key)[0])), None)
+        if plain:
+            return [f"No compressed training came to a result; uncompressed, it reached {_write(key, plain)} {name}."]
+        return [] if any(run.diverged for group in groups for run in group.runs) else [NOTHING]
     dense = _reference(groups, best, key)
     if best.dense:
         return [f"Uncompressed, it reached {_write(key, best)} {name}."]
@@ -186,6 +194,15 @@ def _quality(task: tuple[str, str]) -> tuple[str, str]:
 def _write(key: str, group: Group) -> str:
     mean = group.spread(key)[0]
     return f"{mean:.3f}" if key == "test_loss" else f"{100 * mean:.1f} %"
+
+
+def _span(values: Iterable[Any]) -> str:
+    """Write a number that runs have in common, or the least and the greatest."""
+    known = [value for value in map(number, values) if value is not None]
+    if not known:
+        return ""
+    least, most = min(known), max(known)
+    return f"{most:,.0f}" if least == most else f"{least:,.0f} to {most:,.0f}"
 
 
 def _count(count: int, what: str) -> str:
