@@ -195,6 +195,16 @@ def test_qsgd_draws_the_two_levels_around_a_value() -> None:
     assert abs(outs.var(axis=0).sum() / expected - 1) < 0.05
 
 
+@pytest.mark.parametrize("make", [gp.baselines.qsgd, gp.baselines.terngrad])
+@pytest.mark.parametrize("scale", [1e-24, 1e-10, 1e18, 1e30])
+def test_chance_is_the_same_at_any_scale(make, scale: float) -> None:
+    tx = gp.compress(make(), error_feedback=False)
+    g = jnp.float32(scale) * jax.random.normal(jax.random.key(0), (256,))
+    out, state = jax.jit(tx.update)(g, tx.init(g))
+    assert int(gp.stats(state).nonfinite) == 0
+    assert np.mean(np.abs(out)) == pytest.approx(np.mean(np.abs(g)), rel=0.2)
+
+
 def test_terngrad_draws_minus_nothing_or_plus_the_clipped_greatest() -> None:
     for i, (out, _, _) in enumerate(run(baselines.terngrad(), error_feedback=False)):
         for name, g in gradients(i).items():

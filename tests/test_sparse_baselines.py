@@ -256,9 +256,13 @@ def sampled(x: np.ndarray, step: int, ratio: float) -> np.ndarray:
     stride = x.size // drawn
     sample = np.sort(np.abs(x[step % stride :: stride][:drawn]))[::-1]
     threshold = sample[quota(ratio, drawn) - 1]
-    for _ in range(10):
+    for corrections in range(11):
         count = np.sum((np.abs(x) >= threshold) & (x != 0))
         factor = 0.8 if count < 0.8 * k else 1.3 if count > 4 * k else 1.0
+        if factor == 1.0 or k == x.size:
+            break
+        if corrections == 10:
+            return largest(x, k)
         threshold = threshold * np.float32(factor)
     return largest(np.where(np.abs(x) >= threshold, x, 0), k)
 
@@ -286,7 +290,7 @@ def normal_quantile(x: np.ndarray, ratio: float) -> np.ndarray:
     for _ in range(2):
         count = np.sum((np.abs(y) >= threshold) & (y != 0))
         threshold *= 0.5 if count < 2 * k / 3 else 1.5 if count > 4 * k / 3 else 1.0
-    return np.where(np.abs(x) >= threshold, x, 0)
+    return np.where(np.abs(x) >= min(threshold, np.abs(y).max()), x, 0)
 
 
 def test_gaussiank() -> None:
@@ -339,7 +343,7 @@ class FittedStages:
         for stage in range(number):
             part = max(share, 0.25) if stage == 0 else (min(share / 0.25, 1.0)) ** (1 / (number - 1))
             low = self.quantile(y, low, share if number == 1 else part, stage)
-        sent = np.where((y >= low) & (y > 0), x, 0)
+        sent = np.where((y >= min(low, y.max())) & (y > 0), x, 0)
         counts = self.counts.setdefault(key, [])
         counts.append(int(np.sum(sent != 0)))
         if len(counts) % 5 == 0:
@@ -357,6 +361,54 @@ def test_sidco(fit: str) -> None:
     for w in range(W):
         for k in NAMES:
             assert number[w, list(PARAMS).index(k)] == reference.stages[w, PARAMS[k].size]
+
+
+@pytest.mark.parametrize("fit", ["exponential", "gamma", "pareto"])
+def test_sidcos_share_is_of_what_is_fitted(fit: str) -> None:
+    """A leaf of nine tenths zeros sends as much as is asked for, not a tenth of it."""
+    tx, rng = gp.compress(gp.baselines.sidco(0.01, fit=fit), error_feedback=False), np.random.default_rng(0)
+    held, counts = rng.random(20_000) < 0.1, []
+    state, update = tx.init(jnp.zeros(20_000)), jax.jit(tx.update)
+    for _ in range(40):
+        out, state = update(jnp.asarray(held * rng.normal(size=held.size), jnp.float32), state)
+        counts.append(int(jnp.sum(out != 0)))
+    assert 120 < np.mean(counts[20:]) <= 250
+
+
+SEARCHING = {"dgc": {}, "sidco": {}, "gaussiank": {}, "redsync": {}, "topk": {}, "egc": {}}
+FITTED = [("sidco", {"fit": "gamma"}), ("sidco", {"fit": "pareto"})]
+
+
+@pytest.mark.parametrize(("name", "options"), [*SEARCHING.items(), *FITTED])
+def test_no_leaf_waits_for_ever(name: str, options: dict) -> None:
+    """Of magnitudes that are all nearly equal a search for a threshold goes past them all."""
+    rng = np.random.default_rng(1)
+    g = {
+        "equal": np.ones(1000),
+        "even": np.linspace(0.9, 1.1, 100),
+        "few": rng.normal(size=4),
+        "three": np.full(3, -0.3),
+        "wide": rng.uniform(0.9, 1.1, 2000),
+    }
+    g = {key: jnp.asarray(x, jnp.float32) for key, x in g.items()}
+    tx = gp.compress(getattr(gp.baselines, name)(0.01, **options))
+    state, update, waiting = tx.init(g), jax.jit(tx.update), set(g)
+    for _ in range(150):  # what many reach goes in turns
+        out, state = update(g, state)
+        waiting -= {key for key in waiting if np.any(out[key])}
+    assert waiting == set()
+
+
+def test_dgc_of_all_is_the_gradient_and_its_sample_reaches_the_end() -> None:
+    g = jax.random.normal(jax.random.key(0), (100,))
+    tx = gp.compress(gp.baselines.dgc(1.0))
+    np.testing.assert_array_equal(tx.update(g, tx.init(g))[0], g)
+    rising = jnp.where(jnp.arange(1500) < 1000, 1e-3, 1.0) * (1 + jnp.arange(1500) / 1500)
+    tx = gp.compress(gp.baselines.dgc(0.001), error_feedback=False)
+    state = tx.init(rising)
+    for _ in range(3):
+        out, state = jax.jit(tx.update)(rising, state)
+        assert np.flatnonzero(out).tolist() == [1498, 1499]
 
 
 def followed(a, step):

@@ -17,7 +17,7 @@ import numpy as np
 from gradpart_jax.bits import popcount
 from gradpart_jax.checks import check_integer, check_number
 from gradpart_jax.exchange import AxisName
-from gradpart_jax.magnitudes import entries, per_segment, quotas, reaching, room, trimmed
+from gradpart_jax.magnitudes import entries, per_segment, quotas, rank_magnitude, reaching, room, trimmed
 from gradpart_jax.scheme import Reduced, Scheme, SchemeState, Settle
 from gradpart_jax.segments import Layout
 from gradpart_jax.sparse import share
@@ -35,8 +35,9 @@ def dgc(
 
     Of a leaf with d elements, k = max(1, round(ratio d)) are asked for. The threshold is the magnitude of the same rank
     in every stride-th element; up to ten times it is multiplied by 0.8 where fewer than 0.8 k reach it, and by 1.3
-    where more than 4 k do. Of what then reaches it, the k largest are sent (hierarchical selection, which makes raising
-    the threshold needless before that).
+    where more than 4 k do. Where neither helps, as where all magnitudes are nearly equal, the exact one is found. Of
+    what reaches it, the k largest are sent (hierarchical selection, which makes raising the threshold needless before
+    that).
 
     Args:
       ratio: of entries to send, in (0, 1].
@@ -99,7 +100,7 @@ def _send(
     ranks = jnp.asarray(counts, jnp.int32)
     bounds = _corrected(vector, sampled(vector, step, ratio, sample, layout), ranks, layout)
     words = reaching(vector, bounds, layout)
-    # What is left out here is rare: counts still off after all corrections.
+    # What is left out here is rare: of very many equal magnitudes some.
     candidates = entries(vector, words, room(ratio, MOST, layout), step)
     buffer = trimmed(candidates, ranks, sum(counts), layout)
     return share(vector, buffer, jnp.sum(popcount(words)), layout, axis_name, settle, ranks.astype(jnp.float32))
@@ -118,22 +119,26 @@ def sampled(vector: jax.Array, step: jax.Array, ratio: float, sample: float, lay
     Returns:
       float32[S].
     """
-    positions, owners, strides, ends, before = [], [], [], [], 0
+    positions, owners, strides, final, ends, before = [], [], [], [], [], 0
     for s, (start, size) in enumerate(zip(layout.starts, layout.sizes, strict=True)):
         drawn = min(size, max(math.ceil(sample * size), math.ceil(1 / ratio)))
-        strides.append(size // max(drawn, 1) or 1)
+        strides.append(-(-size // max(drawn, 1)) or 1)
+        final.append(start + max(size, 1) - 1)
         ends.append(before + min(drawn, max(1, round(ratio * drawn))) - 1)
         before += drawn
-        positions.append(start + np.arange(drawn, dtype=np.int64) * strides[-1])
+        positions.append(start + np.arange(drawn, dtype=np.int64) * size // max(drawn, 1))
         owners.append(np.full(drawn, s, np.int32))
     place, owner = jnp.asarray(np.concatenate(positions), jnp.int32), jnp.asarray(np.concatenate(owners))
     place += (step % jnp.asarray(strides, jnp.int32))[owner]
+    place = jnp.minimum(place, jnp.asarray(final, jnp.int32)[owner])
     _, ordered = jax.lax.sort((owner, -jnp.abs(vector[place])), num_keys=2)
     return -ordered.at[jnp.asarray(ends, jnp.int32)].get(mode="clip")
 
 
 def _corrected(vector: jax.Array, bounds: jax.Array, ranks: jax.Array, layout: Layout) -> jax.Array:
     asked = ranks.astype(jnp.float32)
+    # Where all are asked for no sample need say so
+    bounds = jnp.where(ranks < jnp.asarray(layout.sizes, jnp.int32), bounds, 0.0)
 
     def off(search: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         _, factors, turn = search
@@ -148,4 +153,8 @@ def _corrected(vector: jax.Array, bounds: jax.Array, ranks: jax.Array, layout: L
         bounds = bounds * factors
         return bounds, factors_at(bounds), turn + 1
 
-    return jax.lax.while_loop(off, correct, (bounds, factors_at(bounds), jnp.int32(0)))[0]
+    bounds, factors, _ = jax.lax.while_loop(off, correct, (bounds, factors_at(bounds), jnp.int32(0)))
+    exact = jax.lax.cond(
+        jnp.any(factors != 1.0), lambda: rank_magnitude(vector, jnp.maximum(ranks, 1), layout), lambda: bounds
+    )
+    return jnp.where(factors != 1.0, exact, bounds)

@@ -68,7 +68,8 @@ def gaussiank(ratio: float = 0.01, *, slack: float = 1.25) -> Scheme:
         for _ in range(COUNTS - 1):
             count = per_segment(reaching(vector, bounds, layout), layout).astype(jnp.float32)
             bounds = bounds * jnp.where(3 * count < 2 * asked, 0.5, jnp.where(3 * count > 4 * asked, 1.5, 1.0))
-        words = reaching(vector, bounds, layout)
+        # The last factor may have left all of a segment behind
+        words = reaching(vector, jnp.minimum(bounds, greatest_magnitude(vector, layout)), layout)
         buffer = entries(vector, words, capacity(layout), state.shared)
         reduced = share(vector, buffer, jnp.sum(popcount(words)), layout, axis_name, settle, asked)
         return reduced, SchemeState(state.shared + 1, ())

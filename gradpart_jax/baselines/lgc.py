@@ -23,7 +23,7 @@ from gradpart_jax.codecs import index_codec
 from gradpart_jax.exchange import AxisName, axis_size, from_leader, mean
 from gradpart_jax.feedback import Sent
 from gradpart_jax.magnitudes import entries, quotas, top
-from gradpart_jax.replicated import replicated
+from gradpart_jax.replicated import replicated, seeded
 from gradpart_jax.scheme import Reduced, Scheme, SchemeState, Settle
 from gradpart_jax.segments import Layout
 from gradpart_jax.sparse import report_at, share_at
@@ -95,7 +95,7 @@ def lgc(ratio: float = 0.01, *, code: int = 8, train_steps: int = 200, seed: int
         return sum(quotas(ratio, layout))
 
     def init(layout: Layout) -> SchemeState:
-        one, two = jax.random.split(jax.random.key(seed))
+        one, two = jax.random.split(seeded(seed))
         weights = {
             "encoder": encoder.init(one, jnp.zeros((1, BLOCK))),
             "decoder": jax.random.normal(two, (code, BLOCK)) / math.sqrt(BLOCK),

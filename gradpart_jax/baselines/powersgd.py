@@ -12,7 +12,7 @@ from gradpart_jax.checks import check_integer, check_number
 from gradpart_jax.exchange import AxisName, axis_size, mean
 from gradpart_jax.feedback import Sent
 from gradpart_jax.matrices import matrix, matrix_shape
-from gradpart_jax.replicated import replicated
+from gradpart_jax.replicated import replicated, seeded
 from gradpart_jax.scheme import Reduced, Scheme, SchemeState, Settle, dense_report
 from gradpart_jax.segments import ALIGNMENT, Layout, loosen, tighten
 
@@ -77,7 +77,7 @@ def powersgd(
     check_integer("seed", seed, 0, 2**32 - 1)
 
     def draw(groups: list[Group], step: jax.Array) -> tuple[jax.Array, ...]:
-        key = jax.random.fold_in(jax.random.key(seed), step)
+        key = jax.random.fold_in(seeded(seed), step)
         shapes = [(len(group.segments), group.columns, group.rank) for group in groups]
         return tuple(jax.random.normal(jax.random.fold_in(key, i), shape) for i, shape in enumerate(shapes))
 

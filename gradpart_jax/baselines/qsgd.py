@@ -51,7 +51,7 @@ def qsgd(bits: int = 4, bucket: int = 128, seed: int = 0) -> Scheme:
         vector: jax.Array, state: SchemeState, layout: Layout, axis_name: AxisName, settle: Settle
     ) -> tuple[Reduced, SchemeState]:
         values = jnp.pad(vector, (0, -vector.size % bucket)).reshape(-1, bucket)
-        norms = alone(lambda v: jnp.sqrt(jnp.sum(v * v, axis=1)), values)
+        norms = alone(_norms, values)
         steps = step_above(norms * (1.0 / levels))
         random = draws(values.size, seed, state.shared, axis_name).reshape(values.shape)
         level = by_chance(values, steps[:, None], levels, random)
@@ -64,3 +64,11 @@ def qsgd(bits: int = 4, bucket: int = 128, seed: int = 0) -> Scheme:
         return exchange_coded(vector, coded, decode, form, layout, axis_name, settle), SchemeState(state.shared + 1, ())
 
     return Scheme("QSGD", lambda layout: SchemeState(jnp.int32(0), ()), reduce, lambda layout: layout.elements)
+
+
+def _norms(buckets: jax.Array) -> jax.Array:
+    """Take Euclidean norms in units of each bucket's largest magnitude: squares stay in range."""
+    greatest = jnp.max(jnp.abs(buckets), axis=1)
+    unit = jnp.where(greatest > 0, greatest, 1.0)
+    parts = buckets / unit[:, None]
+    return unit * jnp.sqrt(jnp.sum(parts * parts, axis=1))

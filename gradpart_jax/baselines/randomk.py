@@ -15,6 +15,7 @@ import numpy as np
 
 from gradpart_jax.checks import check_integer, check_number
 from gradpart_jax.exchange import AxisName
+from gradpart_jax.replicated import seeded
 from gradpart_jax.scheme import Reduced, Scheme, SchemeState, Settle
 from gradpart_jax.segments import Layout, segment_of
 from gradpart_jax.sparse import share_at
@@ -58,7 +59,7 @@ def randomk(ratio: float = 0.01, *, unbiased: bool = False, seed: int = 0) -> Sc
         vector: jax.Array, state: SchemeState, layout: Layout, axis_name: AxisName, settle: Settle
     ) -> tuple[Reduced, SchemeState]:
         step, count = state.shared, capacity(layout)
-        key = jax.random.fold_in(jax.random.key(seed), step)
+        key = jax.random.fold_in(seeded(seed), step)
         indices, lengths = _draw(jax.random.bits(key, (count,), jnp.uint32), layout)
         factors = lengths.astype(jnp.float32) if unbiased else None
         return share_at(vector, indices, layout, axis_name, settle, factors), SchemeState(step + 1, ())

@@ -129,13 +129,16 @@ def bounds(vector: jax.Array, number: jax.Array, ratio: float, fit: str, stages:
       float32[S], the thresholds.
     """
     scale = greatest_magnitude(vector, layout)
-    shares = jnp.asarray([k / max(size, 1) for k, size in zip(quotas(ratio, layout), layout.sizes, strict=True)])
+    asked, shares = jnp.asarray(quotas(ratio, layout), jnp.float32), jnp.ones(layout.segments, jnp.float32)
     reached = jnp.zeros(layout.segments, jnp.float32)
     for stage in range(stages):
         seen = tail(vector, scale, reached, layout)
+        if stage == 0:  # zeros are in no fit, and so in no share of what is fitted
+            shares = asked / jnp.maximum(jnp.maximum(seen.number, asked), 1.0)
         kind = FITS[fit][min(stage, 1)]
         reached = replicated(_stage)(seen, reached, shares, number, kind=kind, stage=stage)
-    return scale * reached
+    # No fit may leave all of a segment behind
+    return scale * jnp.minimum(reached, 1.0)
 
 
 def _stage(seen: Tail, reached: jax.Array, shares: jax.Array, number: jax.Array, *, kind: str, stage: int) -> jax.Array:

@@ -48,7 +48,9 @@ def terngrad(clip: float | None = 2.5, seed: int = 0) -> Scheme:
     ) -> tuple[Reduced, SchemeState]:
         scales = greatest_magnitude(vector, layout)
         if clip is not None:
-            scales = jnp.minimum(scales, clip * segment_deviations(vector, layout))
+            unit = jnp.where((scales > 0) & (scales < jnp.inf), scales, 1.0)  # of which squares stay in range
+            deviations = unit * segment_deviations(vector / per_element(unit, layout), layout)
+            scales = jnp.minimum(scales, clip * deviations)
         # A scale whose reciprocal is infinite would make its tensor nothing but noise.
         scales = jnp.where(scales >= jnp.finfo(jnp.float32).tiny, scales, 0.0)
         wide = per_element(scales, layout)
