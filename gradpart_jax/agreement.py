@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from gradpart_jax import accounting
 from gradpart_jax.accounting import WORD_BITS, Wire
 from gradpart_jax.exchange import AxisName, axis_size
-from gradpart_jax.replicated import replicated
+from gradpart_jax.replicated import replicated, seeded
 from gradpart_jax.sums import add_codes, words_added
 
 BLOCK = 128  # neighbouring entries of a leaf that are taken to agree alike
@@ -92,7 +92,7 @@ def measure(
     every = period(blocks, elements, bits_per_element, devices)
 
     def ask() -> tuple[jax.Array, jax.Array, Wire]:
-        signs = jax.random.rademacher(jax.random.fold_in(jax.random.key(0), agreement.step), (BLOCK,), jnp.float32)
+        signs = jax.random.rademacher(jax.random.fold_in(seeded(0), agreement.step), (BLOCK,), jnp.float32)
         sums = jnp.concatenate([_block_sums(leaf, signs) for leaf in jax.tree.leaves(gradients)])
         # Where no device has a gradient all tell the same: they agree, and steps stay as they are
         signed, finite = (sums > 0).astype(jnp.uint32), jnp.all(jnp.isfinite(sums))

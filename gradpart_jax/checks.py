@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any
 
 import jax
 
-HINT = "give optax.inject_hyperparams static_args=gp.STATIC_ARGS"
+HINT = (
+    "give optax.inject_hyperparams static_args=gp.STATIC_ARGS, or a function of what it is to inject alone, such as "
+    "lambda learning_rate: gp.recipes.adam(learning_rate, ...)"
+)
 
 
 def check_number(
@@ -40,12 +44,13 @@ def check_number(
     >>> check_number("ratio", 0.01, above=0.0, at_most=1.0, static=True)
     """
     if isinstance(value, jax.Array) and static:
-        raise TypeError(f"{name} sizes buffers and must be a Python number, not an array: {HINT}, and {name} in it")
+        raise TypeError(f"{name} sizes buffers and must be a Python number, not an array: {HINT}")
     if isinstance(value, jax.Array) or (optional and value is None):
         return
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}={value!r} is not a number" + (" or None" if optional else ""))
-    if not (above < value < below and at_least <= value <= at_most):
+    number = float(value)
+    if not (above < number < below and at_least <= number <= at_most):
         lower = f"at least {at_least:g}" if at_least > -math.inf else f"above {above:g}"
         upper = f"at most {at_most:g}" if at_most < math.inf else f"below {below:g}"
         wanted = [b for b in (lower, upper) if "inf" not in b]
@@ -65,11 +70,11 @@ def is_fixed(value: Any, number: float) -> bool:
     >>> is_fixed(1.0, 1.0)
     True
     """
-    return isinstance(value, int | float) and value == number
+    return isinstance(value, numbers.Real) and value == number
 
 
 def check_integer(name: str, value: Any, least: int, most: int, *, optional: bool = False) -> None:
-    """Check that an argument is a Python integer within bounds.
+    """Check that an argument is an integer of Python or NumPy within bounds.
 
     Args:
       name: of the argument.
@@ -86,8 +91,8 @@ def check_integer(name: str, value: Any, least: int, most: int, *, optional: boo
     """
     if optional and value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         hint = f": {HINT}" if isinstance(value, jax.Array) else ""
         raise TypeError(f"{name}={value!r} is not an integer" + (" or None" if optional else "") + hint)
-    if not least <= value <= most:
+    if not least <= int(value) <= most:
         raise ValueError(f"{name}={value} is out of range: give {least} to {most}")

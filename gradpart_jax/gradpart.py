@@ -85,6 +85,7 @@ def gradpart(
         state = GradpartState(
             step=jnp.int32(0),
             summary=summaries.start(jnp.asarray(layout.sizes, jnp.float32)),
+            stirred=jnp.bool_(False),
             weights=weights,
             optimizer=predictor.start_learning(weights),
         )
@@ -130,11 +131,10 @@ def gradpart(
         else:
             reduced, outcome, owed = sparse(vector)
         realised = jnp.where(warm, outlook.regions.asked, reduced.report.realised)
-        summary, weights, optimizer = replicated(digest)(
+        fresh = replicated(digest)(
             shared, outlook, realised, outcome, observed, due & ~first, family=family, learning=learn_every != 0
         )
         wire = accounting.add(reduced.wire, Wire(*[jnp.where(due, bits, 0.0) for bits in statistics]))
-        fresh = GradpartState(shared.step + 1, summary, weights, optimizer)
         return reduced._replace(wire=wire), SchemeState(fresh, owed)
 
     return Scheme("partition", init, reduce, capacity)
@@ -149,11 +149,12 @@ def _due(shared: GradpartState, every: int) -> tuple[jax.Array, jax.Array]:
     """Say whether a step's histogram is due, and whether there is none before it to learn from.
 
     At the start a gradient may be zero: of a layer whose factor starts at zero, or of all where a rate rises from zero.
-    Where a segment has shown only zeros, all steps that are powers of two look anew.
+    Where a segment has shown only zeros, all steps that are powers of two look anew; and every step after one in which
+    such a segment, or one that has grown all at once, has taken the room of others.
     """
     step, unseen = shared.step, summaries.unseen(shared.summary)
     doubled = jnp.any(unseen) & (step & (step - 1) == 0)
-    return (step % every == 0) | doubled, jnp.all(unseen)
+    return (step % every == 0) | doubled | shared.stirred, jnp.all(unseen)
 
 
 def _observe(

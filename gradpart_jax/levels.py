@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from gradpart_jax.exchange import AxisName, position
+from gradpart_jax.replicated import seeded
 
 STEP_BITS = 16
 FRACTION_BITS = 16
@@ -28,7 +29,7 @@ def draws(size: int, seed: int, step: jax.Array, axis_name: AxisName) -> jax.Arr
     Returns:
       uint32[size].
     """
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), position(axis_name))
+    key = jax.random.fold_in(jax.random.fold_in(seeded(seed), step), position(axis_name))
     return jax.random.bits(key, (size,), jnp.uint32)
 
 

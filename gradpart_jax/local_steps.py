@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gradpart_jax.accounting import WORD_BITS
 from gradpart_jax.checks import check_integer, check_number
 from gradpart_jax.exchange import AxisName, axis_size, position
 from gradpart_jax.outlook import GradpartState
@@ -44,6 +45,7 @@ class LocalUpdatesState(NamedTuple):
     outer: Any  # the same on every device
     step: jax.Array  # int32[]: local steps since the last exchange
     met: jax.Array  # bool[]: whether every device's parameters are the anchor now
+    begun: jax.Array  # bool[]: whether a step has been taken: until then whatever parameters come are the anchor
     skipped: jax.Array  # int32[]: local steps left out because this device's gradient was not finite
 
     def device_axes(self) -> LocalUpdatesState:
@@ -55,6 +57,7 @@ class LocalUpdatesState(NamedTuple):
             fill(self.outer, None),
             step=None,  # type: ignore[arg-type]
             met=None,  # type: ignore[arg-type]
+            begun=None,  # type: ignore[arg-type]
             skipped=0,  # type: ignore[arg-type]
         )
 
@@ -104,6 +107,9 @@ def local_updates(
     CSER (Xie et al., NeurIPS 2020). Gradients are fresher for it, most where little is sent at every step. Where owners
     sum (exchange="reduce_scatter"), an owner knows what of the mean it has not passed on, o_i, in its share: with an
     axis name, p_i = a' - k m_i - o_i.
+
+    The first step goes on from the parameters that it is given; those that are changed by anything else afterwards, by
+    a transformation behind this one or by clipping, are not what devices share. To load others, call `init` anew.
 
     Parameters differ per device between exchanges, and with `keep_own` always: keep them so (`gp.params_axis`), apply
     updates by `gp.apply_updates`, which makes them bit-equal after an exchange, and evaluate and save `gp.agreed`.
@@ -182,6 +188,7 @@ def local_updates(
             outer=outer.init(_wide(params)),
             step=jnp.int32(0),
             met=jnp.bool_(True),
+            begun=jnp.bool_(False),
             skipped=jnp.int32(0),
         )
         keeps(state.exchange)
@@ -193,6 +200,8 @@ def local_updates(
     ) -> tuple[Any, LocalUpdatesState]:
         if params is None:
             raise ValueError("gp.local_updates needs the parameters: call update(updates, state, params)")
+        # Parameters may have been loaded after `init`
+        before = _choose(state.begun, state.anchor, params)
         stepped, own, finite = _guarded(inner, updates, state.inner, params, extra_args)
 
         def moved() -> Any:
@@ -202,13 +211,13 @@ def local_updates(
             if every == 1:  # nothing but this step has changed since
                 change = jax.tree.map(jnp.negative, _wide(stepped))
             else:
-                change = jax.tree.map(jnp.subtract, _wide(start(state.anchor, exchanged)), _wide(moved()))
-            mean, exchanged = exchange.update(change, exchanged, _wide(state.anchor))
-            taken, outside = outer.update(mean, outside, _wide(state.anchor))
-            return optax.apply_updates(state.anchor, taken), _restated(exchanged, every), outside
+                change = jax.tree.map(jnp.subtract, _wide(start(before, exchanged)), _wide(moved()))
+            mean, exchanged = exchange.update(change, exchanged, _wide(before))
+            taken, outside = outer.update(mean, outside, _wide(before))
+            return optax.apply_updates(before, taken), _restated(exchanged, every), outside
 
         def go_on(exchanged: Any, outside: Any) -> tuple[Any, Any, Any]:
-            return state.anchor, _restated(exchanged, 0), outside
+            return before, _restated(exchanged, 0), outside
 
         due = state.step + 1 == every
         if every == 1:
@@ -224,6 +233,7 @@ def local_updates(
             outer=outside,
             step=jnp.where(due, 0, state.step + 1),
             met=due & (not keeps(exchanged)),
+            begun=jnp.bool_(True),
             skipped=state.skipped + (~finite).astype(jnp.int32),
         )
         return jax.tree.map(jnp.subtract, params_next, params), fresh
@@ -288,7 +298,14 @@ def _restated(exchanged: Any, steps: int) -> Any:
 
 
 def _wide(tree: Any) -> Any:
-    return jax.tree.map(lambda x: jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32)), tree)
+    """Give floats at least 32 bits; an exchange refuses other leaves by name."""
+
+    def widen(x: Any) -> Any:
+        kind = jnp.result_type(x)
+        short = jnp.issubdtype(kind, jnp.floating) and jnp.finfo(kind).bits < WORD_BITS
+        return jnp.asarray(x, jnp.float32) if short else x
+
+    return jax.tree.map(widen, tree)
 
 
 def _all_finite(tree: Any) -> jax.Array:

@@ -15,6 +15,7 @@ from gradpart_jax import predictor, summaries
 from gradpart_jax.regions import Prospect, Regions, Rule, allot, entropy_bits, partition
 
 MARGIN = 1.6  # candidates proposed over entries that fit
+TAKEN = 0.5  # of all entries, beyond what was asked of a segment, is more than it should have
 
 
 class GradpartState(NamedTuple):
@@ -22,6 +23,7 @@ class GradpartState(NamedTuple):
 
     step: jax.Array  # int32[]
     summary: summaries.Summary  # of earlier steps
+    stirred: jax.Array  # bool[]: whether segments took so much in the last step that a histogram is due
     weights: Any  # the predictor's parameters
     optimizer: Any  # of the predictor's on-line training
 
@@ -89,7 +91,7 @@ def digest(
     due: jax.Array,
     family: str,
     learning: bool,
-) -> tuple[summaries.Summary, Any, Any]:
+) -> GradpartState:
     """Take a step's outcome in and, where a histogram was due, learn from it.
 
     Args:
@@ -103,7 +105,7 @@ def digest(
       learning: whether the network learns on-line.
 
     Returns:
-      Summary, weights and optimizer state.
+      The state after the step.
     """
     known, weights, optimizer = outlook.known, shared.weights, shared.optimizer
     if learning:
@@ -114,18 +116,23 @@ def digest(
             weights,
             optimizer,
         )
+    asked = outlook.regions.asked
+    # What has shown only zeros, or has grown all at once, leaves no room for others.
+    took = (summaries.unseen(known) & (realised > 0)) | (realised > asked + TAKEN * jnp.sum(asked))
     summary = summaries.advance(
         known,
         threshold=outlook.regions.sparse,
-        share=outlook.regions.asked / jnp.maximum(known.size, 1.0),
-        asked=outlook.regions.asked,
+        share=asked / jnp.maximum(known.size, 1.0),
+        asked=asked,
         realised=realised,
+        took=took,
         log_trim=outcome.log_trim,
         surplus=outcome.surplus,
         lowered=outlook.slope * math.log(MARGIN),
         slope=outlook.slope,
     )
-    return _where(due, summaries.observe(summary, *observed), summary), weights, optimizer
+    summary = _where(due, summaries.observe(summary, *observed), summary)
+    return GradpartState(shared.step + 1, summary, jnp.any(took), weights, optimizer)
 
 
 def means(*factors: jax.Array) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:

@@ -180,6 +180,7 @@ def advance(
     share: jax.Array,
     asked: jax.Array,
     realised: jax.Array,
+    took: jax.Array,
     log_trim: jax.Array,
     surplus: jax.Array,
     lowered: jax.Array,
@@ -193,6 +194,7 @@ def advance(
       share: float32[S], asked for, of each segment's elements.
       asked: float32[S], entries.
       realised: float32[S], entries sent, mean over devices.
+      took: bool[S], segments that left no room for others; where there are any, the step tells nothing of the others.
       log_trim: float32[], log of the factor on the thresholds that filled the payloads, mean over devices.
       surplus: float32[], log of candidates over entries that fit, mean over devices.
       lowered: float32[], log of the forecast over the proposed thresholds, at least 0.
@@ -202,20 +204,22 @@ def advance(
       Summary.
     """
     # Linear, so that it is zero on average where a segment of few entries has its due.
-    imbalance = jnp.clip((realised - asked) / (asked + FEW), -1.0, 2.0)
+    told = took | ~jnp.any(took)
+    imbalance = jnp.where(told, jnp.clip((realised - asked) / (asked + FEW), -1.0, 2.0), 0.0)
     steepness = (asked * slope + FEW * FIRST_SLOPE) / (asked + FEW)
-    drift = jnp.clip(DRIFT_KEPT * summary.drift + DRIFT_GAIN * jnp.clip(log_trim, -0.2, 0.2), -0.1, 0.1)
-    anchor = jnp.log(threshold) + log_trim + drift + BALANCE * steepness * imbalance
+    common = jnp.where(jnp.any(took), 0.0, log_trim)
+    drift = jnp.clip(DRIFT_KEPT * summary.drift + DRIFT_GAIN * jnp.clip(common, -0.2, 0.2), -0.1, 0.1)
+    anchor = jnp.log(threshold) + jnp.where(took, log_trim, common) + drift + BALANCE * steepness * imbalance
     anchor = jnp.clip(anchor, -80.0, 65.0)
     # Where candidates are more than entries, both ends of a chord of the survival function are known; where they are
     # fewer, one end is a guess made with the slope itself.
     x, y = jnp.clip(surplus, -2.0, 2.0), jnp.clip(lowered + log_trim, -1.0, 1.0)
-    chord = jnp.stack([x * y, x * x])
+    chord, known = jnp.stack([x * y, x * x]), (surplus > 0.05) & ~jnp.any(took)
     return summary._replace(
-        regression=jnp.where(surplus > 0.05, 0.9 * summary.regression + 0.1 * chord, summary.regression),
+        regression=jnp.where(known, 0.9 * summary.regression + 0.1 * chord, summary.regression),
         log_anchor=anchor,
         share=share,
-        log_trim=log_trim,
+        log_trim=common,
         drift=drift,
         imbalance=imbalance,
         step=summary.step + 1,

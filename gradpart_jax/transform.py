@@ -186,11 +186,11 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _narrow(function: Function) -> Function:
-    """Trace with types of 32 bits where the program has 64: words, counts and memory have no more."""
+    """Trace with types of 32 bits where the program has 64, and by JAX's usual promotion of types."""
 
     @functools.wraps(function)
     def narrow(*arguments: Any) -> Any:
-        with jax.enable_x64(False):
+        with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
             return function(*arguments)
 
     return narrow  # type: ignore[return-value]

@@ -69,6 +69,17 @@ def test_the_ratio_is_that_of_mean_to_own_second_moments() -> None:
     assert first == ratio.shape[1]
 
 
+@pytest.mark.parametrize("generator", ["threefry2x32", "rbg"])
+def test_devices_draw_the_same_signs_whatever_generator_the_program_prefers(generator: str) -> None:
+    shared = everywhere(jax.tree.map(lambda x: x[0], gradients(jax.random.key(3))))
+    with jax.default_prng_impl(generator):
+        run, state = jax.jit(jax.vmap(one(32.0), axis_name=AXIS)), everywhere(agreement.start(LIKE))
+        for _ in range(3):
+            state, _ = run(shared, state)
+    ratio = jax.vmap(lambda s: agreement.agreement_ratio(s, AXIS), axis_name=AXIS)(state)
+    assert np.allclose(ratio, 1.0, atol=1e-3)
+
+
 def test_bytes_are_counted_and_stay_within_the_budget() -> None:
     budget, elements = 0.03, sum(x.size for x in LIKE.values())
     run, g = jax.jit(jax.vmap(one(budget), axis_name=AXIS)), gradients(jax.random.key(0))

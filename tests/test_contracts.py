@@ -236,6 +236,42 @@ def test_zero_gradients_are_zero_and_do_no_harm() -> None:
     assert gp.stats(state).sent[0] > 0.9 * gp.stats(state).capacity[0]
 
 
+@pytest.mark.parametrize("before", [0.0, 1e-6])
+def test_a_layer_that_wakes_late_stalls_no_other(before: float) -> None:
+    """An expert, an embedding, an unfrozen layer: what it suddenly has to send is no more than what others have."""
+    like = {name: jnp.zeros((24, 50)) for name in "abcdef"}
+    tx = partition(AXIS, ratio=50, bits_per_element=None)
+    state, late, sent, bits = stack(tx.init(like)), 37, [], []
+    for i in range(late + 3):
+        g = jax.tree.map(jnp.sign, gradients(i, like))
+        g = jax.tree.map(lambda x: x * (1 + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape)), g)
+        out, state = many(tx)(g | {"c": g["c"] * (before if i < late else 1.0)}, state)
+        sent.append([np.linalg.norm(out[name][0]) for name in like])
+        bits.append(float(state.stats.payload_bits[0]))
+    usual = np.mean(sent[late - 10 : late], axis=0)
+    others = [at for at, name in enumerate(like) if name != "c"]
+    # One step shows it, the next one is right
+    assert (np.array(sent[late + 1 :])[:, others] > 0.5 * usual[others]).all()
+    assert np.sum(sent[late + 1 :], axis=0)[2] > 0.5 * np.mean(usual[others])
+    assert bits[late + 1] > bits[late]  # a histogram, which is counted
+
+
+@pytest.mark.parametrize("name", ["partition", "topk", "randomk", "signsgd", "sidco", "oktopk", "lgc", "dgc"])
+def test_strict_promotion_of_types_in_the_program_is_borne(name: str) -> None:
+    tx = partition(AXIS) if name == "partition" else gp.compress(getattr(gp.baselines, name)(), AXIS)
+    with jax.numpy_dtype_promotion("strict"):
+        state = jax.eval_shape(jax.vmap(lambda _: tx.init(PARAMS)), jnp.zeros(W))
+        out, again = jax.eval_shape(jax.vmap(tx.update, axis_name=AXIS), gradients(0), state)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), again) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    assert jax.tree.map(jnp.shape, out) == jax.tree.map(jnp.shape, gradients(0))
+
+
+def test_numpy_numbers_are_numbers() -> None:
+    given = gp.partition_compress(AXIS, ratio=np.float32(100), exchange="reduce_scatter", devices=np.int64(4))
+    usual = gp.partition_compress(AXIS, ratio=100.0, exchange="reduce_scatter", devices=4)
+    assert jax.eval_shape(given.init, PARAMS) == jax.eval_shape(usual.init, PARAMS)
+
+
 @pytest.mark.parametrize(
     "like",
     [

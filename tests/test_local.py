@@ -334,6 +334,7 @@ def test_the_loop_in_the_readme_learns_at_its_ratio() -> None:
         (lambda: gp.recipes.sgd(0.1, clip=0.0), "clip=0.0 is out of range"),
         (lambda: gp.recipes.sgd(0.1, exchange=gp.dense_mean(), rungs=2), "rungs: arguments of partition_compress"),
         (lambda: gp.local_updates(optax.sgd(0.1), every=0, exchange=gp.dense_mean()), "every=0"),
+        (lambda: gp.recipes.sgd(0.1).init({"n": jnp.zeros(3, jnp.int32)}), "leaf 'n' is int32, and only real floating"),
         (lambda: gp.agreed(PARAMS, [gp.recipes.lion(0.1).init(PARAMS)] * 2), "holds 2 states"),
         (
             lambda: (lambda tx: tx.update(PARAMS, tx.init(PARAMS)))(gp.recipes.lion(0.1)),
@@ -342,7 +343,7 @@ def test_the_loop_in_the_readme_learns_at_its_ratio() -> None:
     ],
 )
 def test_bad_arguments_are_named(make, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises((TypeError, ValueError), match=words):
         make()
 
 
@@ -353,3 +354,14 @@ def test_state_keeps_its_types_where_gradients_are_finer(every: int) -> None:
     state = tx.init(params)
     _, fresh = jax.eval_shape(tx.update, PARAMS, state, params)
     assert [x.dtype for x in jax.tree.leaves(fresh)] == [x.dtype for x in jax.tree.leaves(state)]
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_parameters_that_are_loaded_after_init_are_gone_on_from(every: int) -> None:
+    tx = gp.local_updates(optax.sgd(0.0), every=every, exchange=few())
+    loaded = jax.tree.map(lambda x: x + 5.0, PARAMS)
+    params, state = stack(loaded), stack(tx.init(PARAMS))
+    for step in range(3):
+        params, state = by_vmap(tx)(params, state, step, jnp.arange(W))
+    for tree in (jax.tree.map(lambda x: x[0], params), jax.vmap(gp.agreed)(params, state)):
+        jax.tree.map(lambda x: np.testing.assert_array_equal(x, np.full(x.shape, 5.0, np.float32)), tree)
