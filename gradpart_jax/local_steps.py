@@ -134,7 +134,8 @@ def local_updates(
 
     Raises:
       TypeError: every is not an integer.
-      ValueError: every or keep_own is out of range, or (in init) keep_own is given and exchange has not one memory.
+      ValueError: every or keep_own is out of range, or (in init) keep_own is given and exchange has not one memory, or
+        (in update) its memory is not of all leaves.
 
     >>> import jax, jax.numpy as jnp, optax, gradpart_jax as gp
     >>> tx = gp.local_updates(optax.sgd(0.1), every=2, exchange=gp.dense_mean("w"))
@@ -169,6 +170,8 @@ def local_updates(
             return anchor
         wide, state = _wide(anchor), find_state(exchanged)
         layout = layout_of(wide)
+        if state.memory.residual.size != layout.total:
+            raise ValueError("exchange leaves some leaves out: put optax.masked around local_updates, or keep_own=0")
         share: float | jax.Array
         if fixed is not None:
             share = fixed

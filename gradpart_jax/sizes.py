@@ -68,6 +68,8 @@ def plan_of(
     statistics = WORD_BITS * layout.segments * (summaries.BINS + 1)
     every = learn_every or min(max(16, math.ceil(statistics / (STATISTICS_SHARE * budget))), 1000)
     left = budget - statistics / every - (WORD_BITS if rungs > 1 else 0)
+    if bits_per_element >= WORD_BITS:
+        return Plan(exchange, (), layout.elements, every)
     if exchange == "leader":
         return Plan(exchange, *_led(layout, left, devices), every)
     size, payloads, parts = layout.total, 1, 1
@@ -75,7 +77,7 @@ def plan_of(
         assert devices is not None
         size, payloads, parts = share_size(layout, devices), devices + 1, devices
     shape = best_format(size, left / payloads, key_bits, most=layout.elements)
-    if bits_per_element >= WORD_BITS or payloads * shape.bits >= WORD_BITS * layout.elements:
+    if payloads * shape.bits >= WORD_BITS * layout.elements:
         return Plan(exchange, (), layout.elements, every)
     ladder = [shape]
     while len(ladder) < rungs and ladder[0].entries >= STEP * FEWEST:

@@ -293,8 +293,9 @@ def test_odd_trees(like) -> None:
         jax.tree.map(lambda o, x: np.testing.assert_allclose(o[0], x.mean(0), rtol=1e-6), out, g)
 
 
-def test_capacity_for_all_is_the_dense_mean() -> None:
-    tx = gp.partition_compress(AXIS, ratio=1)
+@pytest.mark.parametrize("exchange", ["all_gather", "reduce_scatter", "leader"])
+def test_capacity_for_all_is_the_dense_mean(exchange: str) -> None:
+    tx = gp.partition_compress(AXIS, ratio=1, exchange=exchange, devices=W)
     g = gradients(3)
     out, _ = many(tx)(g, stack(tx.init(PARAMS)))
     dense, _ = many(DENSE)(g, stack(DENSE.init(PARAMS)))

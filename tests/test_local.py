@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
 
 import gradpart_jax as gp
@@ -216,6 +217,31 @@ def test_a_transformation_before_the_exchange_is_marked_and_keeps_its_state_from
     assert not any(np.any(x) for x in jax.tree.leaves(updates))
     jax.tree.map(np.testing.assert_array_equal, after[0], stack(state)[0])
     assert gp.stats(after).nonfinite.tolist() == [1] * W
+
+
+def test_agreed_parameters_are_had_of_an_nnx_optimizer() -> None:
+    model = nnx.Linear(16, 4, rngs=nnx.Rngs(0))
+    tx = gp.local_updates(optax.sgd(0.1), every=1, exchange=gp.compress(gp.baselines.topk(0.5)))
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    before = nnx.state(model, nnx.Param)
+    for _ in range(2):
+        optimizer.update(model, jax.tree.map(jnp.ones_like, before))
+    params = nnx.state(model, nnx.Param)
+    agreed = gp.agreed(params, optimizer.opt_state)
+    assert jax.tree.structure(agreed) == jax.tree.structure(params)
+    # Of all that was done half is agreed on, or less
+    moved, told = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]) for tree in (params, agreed))
+    start = np.concatenate([np.ravel(x) for x in jax.tree.leaves(before)])
+    assert np.any(told != start)
+    assert np.any(told != moved)
+    assert gp.params_axis(optimizer.opt_state) == 0
+
+
+def test_an_exchange_of_some_leaves_is_refused() -> None:
+    some = optax.masked(few(), {"bias": False, "kernel": True})
+    tx = gp.local_updates(optax.sgd(0.1), every=1, exchange=some)
+    with pytest.raises(ValueError, match=r"leaves some leaves out: put optax\.masked around local_updates"):
+        train(tx, 1)
 
 
 def test_parameters_of_short_floats_are_agreed_on_too() -> None:
