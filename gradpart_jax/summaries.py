@@ -204,17 +204,18 @@ def advance(
       Summary.
     """
     # Linear, so that it is zero on average where a segment of few entries has its due.
-    told = took | ~jnp.any(took)
+    flooded = jnp.any(took)
+    told = took | ~flooded
     imbalance = jnp.where(told, jnp.clip((realised - asked) / (asked + FEW), -1.0, 2.0), 0.0)
     steepness = (asked * slope + FEW * FIRST_SLOPE) / (asked + FEW)
-    common = jnp.where(jnp.any(took), 0.0, log_trim)
+    common = jnp.where(flooded, 0.0, log_trim)
     drift = jnp.clip(DRIFT_KEPT * summary.drift + DRIFT_GAIN * jnp.clip(common, -0.2, 0.2), -0.1, 0.1)
-    anchor = jnp.log(threshold) + jnp.where(took, log_trim, common) + drift + BALANCE * steepness * imbalance
+    anchor = jnp.log(threshold) + jnp.where(told, log_trim, 0.0) + drift + BALANCE * steepness * imbalance
     anchor = jnp.clip(anchor, -80.0, 65.0)
     # Where candidates are more than entries, both ends of a chord of the survival function are known; where they are
     # fewer, one end is a guess made with the slope itself.
     x, y = jnp.clip(surplus, -2.0, 2.0), jnp.clip(lowered + log_trim, -1.0, 1.0)
-    chord, known = jnp.stack([x * y, x * x]), (surplus > 0.05) & ~jnp.any(took)
+    chord, known = jnp.stack([x * y, x * x]), (surplus > 0.05) & ~flooded
     return summary._replace(
         regression=jnp.where(known, 0.9 * summary.regression + 0.1 * chord, summary.regression),
         log_anchor=anchor,
