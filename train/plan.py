@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import sys
 from collections.abc import Sequence
@@ -60,36 +61,31 @@ class Args:
     """Picture to draw."""
 
 
-def ask(args: Args, **changed: Any) -> gp.StepPlan:
+def ask(args: Args, calibration: gp.Calibration, **changed: Any) -> gp.StepPlan:
     """Ask the library.
 
     Args:
-      args: of the command line.
+      args: of the command line, which `check` found nothing wrong with.
+      calibration: what coding takes.
       changed: what is asked instead.
 
     Returns:
       StepPlan.
-
-    Raises:
-      UsageError: an option is out of range.
     """
     given = {"devices": args.devices, "link_mbit": args.link_mbit} | changed
-    try:
-        return gp.plan(
-            args.elements,
-            given["devices"],
-            given["link_mbit"],
-            args.latency_ms,
-            args.compute_s,
-            ratio=args.ratio,
-            step_s=args.step_s,
-            chips=args.chips,
-            inner_gbit=args.inner_gbit,
-            rounds=args.rounds,
-            calibration=calibration_of(args.calibration),
-        )
-    except (TypeError, ValueError) as error:
-        raise UsageError(str(error)) from error
+    return gp.plan(
+        args.elements,
+        given["devices"],
+        given["link_mbit"],
+        args.latency_ms,
+        args.compute_s,
+        ratio=args.ratio,
+        step_s=args.step_s,
+        chips=args.chips,
+        inner_gbit=args.inner_gbit,
+        rounds=args.rounds,
+        calibration=calibration,
+    )
 
 
 def check(args: Args) -> None:
@@ -139,12 +135,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work() -> None:
         args = tyro.cli(Args, args=arguments, prog="python -m train.plan", description=__doc__)
         check(args)
+        asked = functools.partial(ask, args, calibration_of(args.calibration))
         console = Console()
-        console.print(str(ask(args)), highlight=False, soft_wrap=True)
+        console.print(str(asked()), highlight=False, soft_wrap=True)
         whole = {hosts * args.chips for hosts in (2, 4, 8, 16)}  # however many chips a host has, there is a row to show
         counts = sorted({count for count in DEVICES if count % args.chips == 0} | whole)
-        by_devices = {count: ask(args, devices=count) for count in counts}
-        by_link = {link: ask(args, link_mbit=link) for link in LINKS}
+        by_devices = {count: asked(devices=count) for count in counts}
+        by_link = {link: asked(link_mbit=link) for link in LINKS}
         console.print(_table("devices", {f"{n:,}": found for n, found in by_devices.items()}, _title(args, link=True)))
         shown = {_rate(link): by_link[link] for link in SHOWN}
         console.print(_table("link", shown, _title(args, link=False)))
@@ -152,7 +149,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rows = [_row(found, args.link_mbit) for found in by_devices.values()]
             rows += [_row(found, link) for link, found in by_link.items()]
             args.json.write_text(json.dumps(rows, indent=1) + "\n")
-        _draw(args, by_devices, by_link)
+        speedups = [[asked(devices=n, link_mbit=link).speedup for n in by_devices] for link in by_link]
+        _draw(args, by_devices, by_link, speedups)
         say(console, f"picture: {args.figure}")
 
     return status_of(work)
@@ -190,7 +188,12 @@ def _table(first: str, rows: dict[str, gp.StepPlan], title: str) -> Table:
     return table
 
 
-def _draw(args: Args, by_devices: dict[int, gp.StepPlan], by_link: dict[float, gp.StepPlan]) -> None:
+def _draw(
+    args: Args,
+    by_devices: dict[int, gp.StepPlan],
+    by_link: dict[float, gp.StepPlan],
+    speedups: list[list[float]],
+) -> None:
     import matplotlib as mpl
     import numpy as np
 
@@ -208,7 +211,6 @@ def _draw(args: Args, by_devices: dict[int, gp.StepPlan], by_link: dict[float, g
         axes[0].set(xlabel="devices", title=f"{_rate(args.link_mbit)} links")
         axes[1].set(xlabel="link, Mbit/s", title=f"{args.devices} devices")
         axes[0].legend(frameon=False)
-        speedups = np.array([[ask(args, devices=n, link_mbit=link).speedup for n in by_devices] for link in by_link])
         axis = axes[2]
         levels = (1, 1.1, 2, 5, 10, 20, 50, 100, 200, 500)
         colours = ["#eeeeee", *mpl.colormaps["YlGn"](np.linspace(0.1, 1, len(levels) - 1))]

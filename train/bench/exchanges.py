@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 import math
 import os
 import re
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +19,20 @@ import optax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from rich.console import Console
-from rich.table import Table
 
 import gradpart_jax as gp
 from gradpart_jax.costs import Calibration, Link
 from gradpart_jax.planner import duration, estimate
 from gradpart_jax.segments import layout_of
 from gradpart_jax.sizes import settled
-from train import figures
+from train import figures, options
+from train.bench.exchanges_picture import MODELLED, WAYS, draw, tables
 from train.bench.kept import rows_in
 from train.calibration import calibration_of
 from train.errors import UsageError
 from train.limits import MANY, within
-from train.log import write_whole
 from train.screen import say
 
-WAYS = ("dense", "all_gather", "reduce_scatter", "leader", "hierarchical")
-MODELLED = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1000, 2000, 4000, 10_000)
-COLOURS = dict(zip(WAYS, ("#9a9a9a", "#1f77b4", "#2ca02c", "#ff7f0e", "#9467bd"), strict=True))
 CHIPS = 2  # of a host, in "hierarchical"
 WORD_BITS = 32
 
@@ -260,8 +254,9 @@ def main(args: Args) -> None:
 
     def write(**more: Any) -> None:
         if args.json:
-            found = {"args": dataclasses.asdict(args), "calibration": calibrated._asdict(), "measured": rows + others}
-            write_whole((json.dumps(found | more, indent=1, default=str) + "\n").encode(), args.json)
+            given = {key: str(x) if isinstance(x, Path) else x for key, x in dataclasses.asdict(args).items()}
+            found = {"args": given, "calibration": calibrated._asdict(), "measured": rows + others}
+            options.write_json(found | more, args.json)
 
     for devices in sorted(args.devices):
         for way in args.ways:
@@ -288,66 +283,9 @@ def main(args: Args) -> None:
         for way in WAYS
         if n > CHIPS or way != "hierarchical"
     ]
-    console.print(_measured(rows, args))
-    console.print(_foretold(future, "foretold: MB that leave a device", lambda row: f"{row['link_bits'] / 8e6:.3g}"))
-    links = f"foretold: exchange on {args.link_mbit:g} Mbit/s, {args.latency_ms:g} ms"
-    console.print(_foretold(future, links, lambda row: duration(row["seconds"])))
+    links = f"{args.link_mbit:g} Mbit/s, {args.latency_ms:g} ms"
+    for table in tables(rows, future, f"{args.elements:,} elements, payload ratio {args.ratio:g}", links):
+        console.print(table)
     write(foretold=future)
-    _draw(rows, future, args)
+    draw(rows, future, args.devices, links, args.figure)
     say(console, f"picture: {args.figure}")
-
-
-def _measured(rows: list[dict[str, Any]], args: Args) -> Table:
-    table = Table(title=f"{args.elements:,} elements, payload ratio {args.ratio:g}, virtual devices of one machine")
-    for column in ("devices", "exchange", "kB sent", "inside", "step", "foretold", "off"):
-        table.add_column(column, justify="left" if column == "exchange" else "right", no_wrap=True)
-    for before, row in zip([None, *rows], rows, strict=False):
-        if before and before["devices"] != row["devices"]:
-            table.add_section()
-        error = row["foretold"] / row["seconds"] - 1 if "foretold" in row else None
-        table.add_row(
-            str(row["devices"]),
-            row["way"],
-            f"{row['link_bits'] / 8e3:.1f}",
-            f"{row['inner_bits'] / 8e3:.0f}" if row["inner_bits"] else "",
-            duration(row["seconds"]),
-            duration(row["foretold"]) if "foretold" in row else "",
-            "" if error is None else f"{error:+.0%}",
-        )
-    return table
-
-
-def _foretold(future: list[dict[str, Any]], title: str, cell: Callable[[dict[str, Any]], str]) -> Table:
-    table = Table(title=title)
-    table.add_column("devices", justify="right")
-    for way in WAYS:
-        table.add_column(way, justify="right", no_wrap=True)
-    for n in MODELLED:
-        cells = {row["way"]: cell(row) for row in future if row["devices"] == n}
-        table.add_row(f"{n:,}", *(cells.get(way, "") for way in WAYS))
-    return table
-
-
-def _draw(rows: list[dict[str, Any]], future: list[dict[str, Any]], args: Args) -> None:
-    def line(found: list[dict[str, Any]], way: str, value: Callable[[dict[str, Any]], float]) -> tuple[list, list]:
-        chosen = [row for row in found if row["way"] == way]
-        return [row["devices"] for row in chosen], [value(row) for row in chosen]
-
-    with figures.canvas(3, args.figure) as axes:
-        for way in WAYS:
-            colour, name = COLOURS[way], way.replace("_", " ")
-            axes[0].plot(*line(future, way, lambda row: row["link_bits"] / 8e6), "-", color=colour, label=name)
-            axes[0].plot(*line(rows, way, lambda row: row["link_bits"] / 8e6), "o", color=colour, ms=5)
-            axes[1].plot(*line(future, way, lambda row: row["seconds"]), "-", color=colour)
-            axes[2].plot(*line(rows, way, lambda row: 1e3 * row["seconds"]), "o", color=colour, ms=5)
-            axes[2].plot(*line(rows, way, lambda row: 1e3 * row.get("foretold", math.nan)), "-", color=colour, lw=1)
-        axes[0].set(xlabel="devices", ylabel="MB that leave a device", title="on the link: dots counted")
-        axes[1].set(
-            xlabel="devices", ylabel="exchange, s", title=f"{args.link_mbit:g} Mbit/s, {args.latency_ms:g} ms: foretold"
-        )
-        axes[2].set(xlabel="virtual devices", ylabel="exchange, ms", title="one machine: dots measured")
-        for axis in axes:
-            axis.set(xscale="log", yscale="log")
-        axes[2].set_xticks(args.devices, [str(n) for n in args.devices])
-        axes[2].minorticks_off()
-        axes[0].legend(frameon=False)

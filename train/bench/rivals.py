@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from rich.progress import track
 
 import gradpart_jax as gp
 from gradpart_jax import exchange
-from train import figures, methods, registry
+from train import figures, methods, options, registry
 from train.bench import rivals_picture
 from train.bench.compress import floor, gradient_of, timed
 from train.bench.kept import Row, rows_in
@@ -29,7 +28,6 @@ from train.config import Exchange
 from train.errors import UsageError
 from train.labels import Label, parse_label, parse_labels
 from train.limits import MANY, within
-from train.log import write_whole
 from train.screen import say
 
 AXIS = "devices"
@@ -228,7 +226,7 @@ def main(args: Args) -> None:
         rows.append(row)
         if args.json:
             kept = [r for r in known if r not in rows]
-            write_whole((json.dumps({"settings": settings, "rows": rows + kept}, indent=1) + "\n").encode(), args.json)
+            options.write_json({"settings": settings, "rows": rows + kept}, args.json)
     console = Console()
     about = f"{12 * args.width**2 / 1e6:.3g} million parameters, {' / '.join(map(str, counts))} devices"
     for shown in rivals_picture.tables(rows, about, args.ratio, args.budget):
