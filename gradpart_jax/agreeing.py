@@ -13,7 +13,7 @@ from gradpart_jax.accounting import Wire
 from gradpart_jax.agreement import Agreement
 from gradpart_jax.checks import check_number
 from gradpart_jax.exchange import AxisName
-from gradpart_jax.states import add_bits, exchanged, fill, state_axes
+from gradpart_jax.states import add_bits, exchanged, fill, state_axes, states_of
 
 BITS_PER_ELEMENT = 0.016  # a twentieth of what 100 times leaves
 
@@ -41,7 +41,8 @@ def agreeing(
 
     Args:
       tx: fed with local gradients, such as `gp.local_updates(optax.chain(optax.scale_by_adam(),
-        gp.scale_by_agreement(), optax.scale(-1e-3)), ...)`.
+        gp.scale_by_agreement(), optax.scale(-1e-3)), ...)`. `optax.MultiSteps` belongs around all of it: what agrees
+        in the gradients that the optimizer sees is what counts.
       axis_name: the mapped axis; None or one device measures nothing.
       bits_per_element: most payload bits that it may cost, for each entry and step; counted in `gp.stats`.
 
@@ -49,7 +50,7 @@ def agreeing(
       An `optax.GradientTransformationExtraArgs`.
 
     Raises:
-      ValueError: bits_per_element is out of range.
+      ValueError: bits_per_element is out of range; (in init) tx accumulates by `optax.MultiSteps`.
 
     >>> import jax.numpy as jnp, optax, gradpart_jax as gp
     >>> tx = gp.agreeing(gp.local(optax.chain(optax.scale_by_adam(), gp.scale_by_agreement())))
@@ -61,7 +62,13 @@ def agreeing(
     tx = optax.with_extra_args_support(tx)
 
     def init(params: Any) -> AgreeingState:
-        return AgreeingState(tx.init(params), agreement.start(params), jax.tree.map(jnp.copy, accounting.nothing()))
+        inner = tx.init(params)
+        if states_of(inner, optax.MultiStepsState):
+            raise ValueError(
+                "gp.agreeing stands around optax.MultiSteps and would measure other gradients than the optimizer sees: "
+                "put MultiSteps around gp.agreeing"
+            )
+        return AgreeingState(inner, agreement.start(params), jax.tree.map(jnp.copy, accounting.nothing()))
 
     def update(updates: Any, state: AgreeingState, params: Any = None, **extra_args: Any) -> tuple[Any, AgreeingState]:
         known, wire = agreement.measure(updates, state.agreement, axis_name, bits_per_element)

@@ -54,12 +54,26 @@ def stats(opt_state: Any) -> Stats:
       opt_state: any pytree that holds the state of one `compress` (or `partition_compress`), however deep.
 
     Returns:
-      Its Stats, with the bits of `gp.agreeing` among them.
+      Its Stats, with the bits of `gp.agreeing` among them. Bits of a step in which `optax.MultiSteps` only adds up are
+      0; all else is of the last exchange.
 
     Raises:
       ValueError: there is none, or there are several (then pass the part of the state that is meant).
     """
-    return find_state(opt_state).stats
+    last, waits = find_state(opt_state).stats, _adds_up(opt_state)
+    if waits is None:
+        return last
+    bits = [jnp.where(waits, 0.0, now) for now in (last.payload_bits, last.link_bits, last.inner_bits)]
+    return last._replace(payload_bits=bits[0], link_bits=bits[1], inner_bits=bits[2])
+
+
+def _adds_up(opt_state: Any) -> jax.Array | None:
+    """Say whether the last step was one of `optax.MultiSteps` that calls nothing within: bool[], None without any."""
+    for node in states_of(opt_state, optax.MultiStepsState):
+        if states_of(node.inner_opt_state, CompressState):
+            within = _adds_up(node.inner_opt_state)
+            return node.mini_step > 0 if within is None else (node.mini_step > 0) | within
+    return None
 
 
 def state_axes(opt_state: Any) -> Any:

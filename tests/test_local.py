@@ -335,6 +335,24 @@ def test_ratios_of_a_period_count_what_was_told_in_all_of_its_steps() -> None:
         assert float(period[-1].payload_ratio) == pytest.approx(float(period[-1].dense_payload_bits) / used, rel=1e-5)
 
 
+def test_steps_that_only_add_up_gradients_count_no_bits() -> None:
+    recipe = gp.recipes.adamw(RATE, AXIS, exchange=gp.dense_mean(AXIS), replicate=True)
+    tx = optax.MultiSteps(recipe, every_k_schedule=3).gradient_transformation()
+    _, _, seen = train(tx, 9)
+    sent = [float(s.payload_bits) for s in seen]
+    assert [bits > 0 for bits in sent] == [False, False, True] * 3
+    assert [float(s.link_bits) > 0 for s in seen] == [False, False, True] * 3
+    twice = optax.MultiSteps(tx, every_k_schedule=2).gradient_transformation()
+    _, _, seen = train(twice, 12)
+    assert [float(s.payload_bits) > 0 for s in seen] == [step in (5, 11) for step in range(12)]
+
+
+def test_agreement_of_other_gradients_than_the_optimizer_sees_is_refused() -> None:
+    accumulating = optax.MultiSteps(gp.local_updates(optax.adam(RATE), every=1, exchange=gp.dense_mean(AXIS)), 2)
+    with pytest.raises(ValueError, match=r"put MultiSteps around gp\.agreeing"):
+        gp.agreeing(accumulating.gradient_transformation(), AXIS).init(PARAMS)
+
+
 def test_the_loop_in_the_readme_learns_at_its_ratio() -> None:
     readme = (Path(__file__).parent.parent / "README.md").read_text()
     (loop,) = (block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "jax.pmap(step" in block)
