@@ -67,7 +67,15 @@ def gather(payload: jax.Array, axis_name: AxisName) -> jax.Array:
     if not axes & axes_of(payload):
         return jax.lax.all_gather(payload, axis_name)
     # Under check_vma=True: all devices get the same, and so does the type say.
-    return jax.lax.all_gather(vary(payload, axes), axis_name, to="invarying")
+    return _gather_alike(vary(payload, axes), axis_name)
+
+
+def _gather_alike(payload: jax.Array, axis_name: AxisName) -> jax.Array:
+    if jax.__version_info__ >= (0, 10):
+        return jax.lax.all_gather(payload, axis_name, to="invarying")
+    from jax._src.lax.parallel import all_gather_invariant  # by that name alone in releases that change no more
+
+    return all_gather_invariant(payload, axis_name)
 
 
 def mean(values: Any, axis_name: AxisName) -> Any:

@@ -20,7 +20,12 @@ def axes_of(*trees: Any) -> frozenset[Any]:
     Returns:
       Names of axes; none outside of `shard_map(check_vma=True)`.
     """
-    return frozenset().union(*(jax.typeof(leaf).manual_axis_type.varying for leaf in jax.tree.leaves(trees)))
+    return frozenset().union(*(_axes_of_type(jax.typeof(leaf)) for leaf in jax.tree.leaves(trees)))
+
+
+def _axes_of_type(kind: Any) -> frozenset[Any]:
+    # Before JAX 0.10 a type bore its axes itself
+    return kind.manual_axis_type.varying if hasattr(kind, "manual_axis_type") else kind.vma
 
 
 def alike(tree: Any, *others: Any) -> Any:
