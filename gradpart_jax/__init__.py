@@ -13,6 +13,7 @@ from gradpart_jax.costs import Calibration as Calibration
 from gradpart_jax.families import FAMILIES as FAMILIES
 from gradpart_jax.local_steps import local as local
 from gradpart_jax.local_steps import local_updates as local_updates
+from gradpart_jax.placement import over_devices as over_devices
 from gradpart_jax.placement import state_specs as state_specs
 from gradpart_jax.planner import StepPlan as StepPlan
 from gradpart_jax.planner import plan as plan

@@ -1,12 +1,13 @@
-"""Where an optimizer's state lies on a mesh."""
+"""Where an optimizer's state lies on a mesh, and a training step over its devices."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gradpart_jax.agreement import Agreement
 from gradpart_jax.exchange import AxisName, names
@@ -46,8 +47,7 @@ def state_specs(
     (True, True)
     """
     shards = names(model_axis)
-    axes = (*names(axis_name), *shards)
-    own, nowhere = PartitionSpec(axes if len(axes) > 1 else axes[0] if axes else None), PartitionSpec()
+    own, nowhere = _along((*names(axis_name), *shards)), PartitionSpec()
     structure = None if param_specs is None else jax.tree.structure(param_specs, is_leaf=_is_spec)
 
     def is_params(node: Any) -> bool:
@@ -58,7 +58,9 @@ def state_specs(
 
     def place(axis: int | None, leaf: Any) -> PartitionSpec:
         if axis is not None and not jnp.ndim(leaf):
-            raise ValueError("a number in opt_state differs per device: stack the state as gp.state_axes says instead")
+            raise ValueError(
+                "a number in opt_state differs per device: map by gp.over_devices, with gp.state_axes in place of specs"
+            )
         return nowhere if axis is None else own
 
     def refine(node: Any, specs: Any) -> Any:
@@ -75,6 +77,84 @@ def state_specs(
     return jax.tree.map(
         refine, opt_state, specs, is_leaf=lambda node: isinstance(node, CompressState | Agreement) or is_params(node)
     )
+
+
+def over_devices(
+    function: Callable[..., Any],
+    mesh: Mesh,
+    axis_name: AxisName,
+    in_axes: tuple[Any, ...],
+    out_axes: Any,
+    donate_argnums: int | tuple[int, ...] = (),
+) -> Any:
+    """Map a function over the devices of a mesh, under jit: `jax.pmap` by `jax.shard_map`.
+
+    Arrays may span the devices of many processes, and a state may hold numbers that differ per device, such as the
+    counts of an optimizer that each device runs by itself: they are stacked, as pmap has them.
+
+    Args:
+      function: of one device's part of each argument.
+      mesh: whose axis, or axes, are named here; along others of its axes the function is given all.
+      axis_name: that of collectives in the function.
+      in_axes: of each argument: 0 for a device axis, None for what is the same on every device; prefixes of arguments,
+        such as `gp.state_axes(opt_state)`.
+      out_axes: of the result, likewise; what is called the same has to be so, for that is not checked.
+      donate_argnums: of arguments whose buffers may be reused.
+
+    Returns:
+      The function of whole arrays, compiled by `jax.jit`.
+
+    Raises:
+      ValueError: (when called) an argument with a device axis has other than one row for each device.
+
+    >>> import jax, jax.numpy as jnp, gradpart_jax as gp
+    >>> mesh = jax.make_mesh((1,), ("hosts",), devices=jax.devices()[:1])
+    >>> mean = gp.over_devices(lambda x: jax.lax.pmean(x, "hosts"), mesh, "hosts", in_axes=(0,), out_axes=None)
+    >>> mean(jnp.ones((1, 3))).shape
+    (3,)
+    """
+    own, everywhere = _along(names(axis_name)), PartitionSpec()
+    mesh = Mesh(mesh.devices, mesh.axis_names)  # shard_map would not place arguments on axes that are explicit
+
+    def specs(axes: Any) -> Any:
+        return jax.tree.map(lambda axis: everywhere if axis is None else own, axes, is_leaf=lambda axis: axis is None)
+
+    def row(x: Any, axis: int | None) -> Any:
+        if axis is None:
+            return x
+        if x.shape[0] != 1:
+            raise ValueError(f"{x.shape[0]} rows of an argument for each device, not one: stack one for each device")
+        return jax.lax.squeeze(x, [0])
+
+    def one_device(*arguments: Any) -> Any:
+        result = function(*each_leaf(row, arguments, tuple(in_axes)))
+        return each_leaf(lambda x, axis: x if axis is None else x[None], result, out_axes)
+
+    mapped = jax.shard_map(
+        one_device, mesh=mesh, in_specs=specs(tuple(in_axes)), out_specs=specs(out_axes), check_vma=False
+    )
+    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs(out_axes), is_leaf=_is_spec)
+    return jax.jit(mapped, out_shardings=shardings, donate_argnums=donate_argnums)
+
+
+def each_leaf(function: Callable[[Any, int | None], Any], tree: Any, axes: Any) -> Any:
+    """Call a function of each leaf and its axis.
+
+    Args:
+      function: of a leaf, and 0 or None.
+      tree: any.
+      axes: 0 for a device axis, None for what is the same on every device; a prefix of the tree.
+
+    Returns:
+      The tree of results.
+    """
+    return jax.tree.map(
+        lambda axis, part: jax.tree.map(lambda x: function(x, axis), part), axes, tree, is_leaf=lambda x: x is None
+    )
+
+
+def _along(axes: tuple[Any, ...]) -> PartitionSpec:
+    return PartitionSpec(axes if len(axes) > 1 else axes[0] if axes else None)
 
 
 def _is_spec(node: Any) -> bool:

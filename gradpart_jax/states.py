@@ -79,7 +79,7 @@ def _adds_up(opt_state: Any) -> jax.Array | None:
 def state_axes(opt_state: Any) -> Any:
     """Say which leaves of an optimizer's state differ per device: 0, and which are replicated: None.
 
-    Use it as in_axes and out_axes of pmap, or map 0 to `P(axis)` and None to `P()` for shard_map.
+    Use it as in_axes and out_axes of pmap, or of `gp.over_devices`, which is pmap by shard_map.
 
     Args:
       opt_state: any pytree.

@@ -335,6 +335,27 @@ def test_ratios_of_a_period_count_what_was_told_in_all_of_its_steps() -> None:
         assert float(period[-1].payload_ratio) == pytest.approx(float(period[-1].dense_payload_bits) / used, rel=1e-5)
 
 
+def test_a_recipe_trains_over_the_devices_of_a_mesh_as_by_vmap() -> None:
+    tx = gp.recipes.lion(2.0**-6, AXIS, exchange=few(), every=2)
+    axes = 0, gp.state_axes(jax.eval_shape(tx.init, PARAMS))
+    mesh = jax.make_mesh((W,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:W])
+    over = functools.partial(gp.over_devices, mesh=mesh, axis_name=AXIS)
+    begin = over(lambda _: (PARAMS, tx.init(PARAMS)), in_axes=(0,), out_axes=axes)
+    step = over(functools.partial(advance, tx), in_axes=(*axes, None, 0), out_axes=axes, donate_argnums=(0, 1))
+    devices = jnp.arange(W)
+    here, there = (stack(PARAMS), stack(tx.init(PARAMS))), begin(devices)
+    for number in range(4):
+        here, there = by_vmap(tx)(*here, number, devices), step(*there, number, devices)
+        jax.block_until_ready(there)
+    jax.tree.map(np.testing.assert_array_equal, there[0], here[0])
+    assert step._cache_size() == 1
+    assert gp.stats(there[1]).payload_bits == gp.stats(here[1]).payload_bits[0] > 0
+    with pytest.raises(ValueError, match="2 rows of an argument for each device"):
+        begin(jnp.arange(2 * W))
+    with pytest.raises(ValueError, match=r"map by gp\.over_devices"):
+        gp.state_specs(jax.eval_shape(tx.init, PARAMS), AXIS)
+
+
 def test_steps_that_only_add_up_gradients_count_no_bits() -> None:
     recipe = gp.recipes.adamw(RATE, AXIS, exchange=gp.dense_mean(AXIS), replicate=True)
     tx = optax.MultiSteps(recipe, every_k_schedule=3).gradient_transformation()
@@ -353,9 +374,20 @@ def test_agreement_of_other_gradients_than_the_optimizer_sees_is_refused() -> No
         gp.agreeing(accumulating.gradient_transformation(), AXIS).init(PARAMS)
 
 
-def test_the_loop_in_the_readme_learns_at_its_ratio() -> None:
+WITHOUT_PMAP = {
+    "start = jax.pmap(lambda _: (params, tx.init(params)), out": 'mesh = jax.make_mesh((workers,), ("devices",))\n'
+    'start = gp.over_devices(lambda _: (params, tx.init(params)), mesh, "devices", in_axes=(0,), out',
+    'jax.pmap(step, "devices", in_axes': 'gp.over_devices(step, mesh, "devices", in_axes',
+}
+
+
+@pytest.mark.parametrize("swaps", [{}, WITHOUT_PMAP], ids=["pmap", "over_devices"])
+def test_the_loop_in_the_readme_learns_at_its_ratio(swaps: dict[str, str]) -> None:
     readme = (Path(__file__).parent.parent / "README.md").read_text()
     (loop,) = (block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "jax.pmap(step" in block)
+    for old, new in swaps.items():
+        assert loop.count(old) == 1
+        loop = loop.replace(old, new)
     found: dict = {}
     with jax.numpy_rank_promotion("allow"):  # as users have it
         exec(loop.replace("300", "40"), found)

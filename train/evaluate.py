@@ -24,7 +24,7 @@ from train import hosts, step
 from train.data import Dataset, Split
 from train.log import write_whole
 from train.network import Network
-from train.placing import AXIS, one, over_devices, place
+from train.placing import AXIS, one, place
 
 BATCH = 512
 SURVEYED = 8  # batches at most, that statistics are taken from
@@ -73,9 +73,9 @@ def make(network: Network, mesh: Mesh) -> Evaluator:
         return jax.tree.map(lambda x: jax.lax.pmean(x, AXIS), batch_stats)
 
     return Evaluator(
-        test=over_devices(test, mesh, (None, None, 0), None),
-        survey=over_devices(survey, mesh, (None, 0, 0, None), 0),
-        average=over_devices(average, mesh, (0,), None),
+        test=gp.over_devices(test, mesh, AXIS, (None, None, 0), None),
+        survey=gp.over_devices(survey, mesh, AXIS, (None, 0, 0, None), 0),
+        average=gp.over_devices(average, mesh, AXIS, (0,), None),
         mesh=mesh,
     )
 

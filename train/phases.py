@@ -17,7 +17,7 @@ import gradpart_jax as gp
 from gradpart_jax.states import find_state
 from train import hosts, methods, optimizer, step
 from train.config import Config, change
-from train.placing import AXIS, one, over_devices, place, rows, spread_out
+from train.placing import AXIS, one, place, rows, spread_out
 from train.program import Program
 
 LEAST, MOST = 3, 50  # calls timed of each piece
@@ -45,7 +45,7 @@ def measure(config: Config, program: Program, state: step.State, batch: dict[str
     axes, key = program.axes, jax.random.key(0)
     placed = place(batch, 0, mesh)
 
-    forward = over_devices(lambda s, b: step.gradient_of(program.network, s, b, key)[0], mesh, (axes, 0), 0)
+    forward = gp.over_devices(lambda s, b: step.gradient_of(program.network, s, b, key)[0], mesh, AXIS, (axes, 0), 0)
     gradient = forward(state, placed)
     times = {"forward_backward": _median(lambda _: forward(state, placed), None)}
 
@@ -54,7 +54,7 @@ def measure(config: Config, program: Program, state: step.State, batch: dict[str
     kept, own = find_state(state.opt_state), find_state(axes.opt_state)
     payload = float(np.asarray(one(gp.stats(kept)).payload_bits))
     exchange = methods.build(program.label, config.exchange, AXIS, program.ratio, devices)
-    run = over_devices(exchange.update, mesh, (0, own), (None, own), donate=1)
+    run = gp.over_devices(exchange.update, mesh, AXIS, (0, own), (None, own), donate_argnums=1)
     whole = _median(lambda s: run(gradient, s)[1], _copy(kept))
     wire = _collective(config, program, math.ceil(payload / 32))
     encode, decode, way = _split(config, program, gradient, kept, own, whole, wire)
@@ -71,7 +71,7 @@ def measure(config: Config, program: Program, state: step.State, batch: dict[str
         updates, inner = rest.update(gradient, inner, params)
         return gp.apply_updates(params, updates, inner), inner
 
-    finish = over_devices(apply, mesh, (0, 0), 0, donate=1)
+    finish = gp.over_devices(apply, mesh, AXIS, (0, 0), 0, donate_argnums=1)
     held = spread_out((shared, rest.init(shared)), 0, devices // hosts.count())
     times["optimizer"] = _median(lambda held: finish(gradient, held), place(held, 0, mesh))
     return times | {"note": f"{_where(devices)} {way}"}
@@ -94,7 +94,7 @@ def _split(
         own,
         is_leaf=lambda x: x is None,
     )
-    alone = over_devices(solitary.update, program.mesh, (0, 0), (0, 0), donate=1)
+    alone = gp.over_devices(solitary.update, program.mesh, AXIS, (0, 0), (0, 0), donate_argnums=1)
     single = _median(lambda s: alone(gradient, s)[1], place(everywhere, 0, program.mesh))
     each = (whole - wire - single) / (devices - 1)
     way = (
@@ -118,7 +118,7 @@ def _collective(config: Config, program: Program, words: int) -> float:
 
     kind = np.uint32 if gathers else np.float32
     operand = place(np.zeros((devices // hosts.count(), max(1, words)), kind), 0, program.mesh)
-    run = over_devices(send, program.mesh, (0,), None)
+    run = gp.over_devices(send, program.mesh, AXIS, (0,), None)
     return _median(lambda _: run(operand), None)
 
 

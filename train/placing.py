@@ -1,8 +1,7 @@
-"""Arrays and functions over the devices of all processes: one code path for one process and for many."""
+"""Arrays over the devices of all processes: one code path for one process and for many."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from gradpart_jax.placement import each_leaf
 from train import hosts
 
 AXIS = "devices"
@@ -29,31 +29,6 @@ def mesh_of(devices: int) -> Mesh:
     return jax.make_mesh((devices,), (AXIS,), axis_types=(AxisType.Auto,), devices=chosen)
 
 
-def over_devices(function: Callable[..., Any], mesh: Mesh, in_axes: Any, out_axes: Any, donate: Any = ()) -> Any:
-    """Map a function over the devices of all processes: pmap, but of arrays that span processes.
-
-    Args:
-      function: of one device's part of each argument.
-      mesh: of `mesh_of`.
-      in_axes: of each argument: 0 for a device axis, None for a replica; prefixes of the arguments.
-      out_axes: of the result, likewise; what is called a replica has to be one.
-      donate: numbers of arguments whose buffers may be reused.
-
-    Returns:
-      The function of placed arrays, under jit.
-    """
-
-    def one_device(*arguments: Any) -> Any:
-        own = _each(lambda x, axis: x if axis is None else jax.lax.squeeze(x, [0]), arguments, tuple(in_axes))
-        return _each(lambda x, axis: x if axis is None else x[None], function(*own), out_axes)
-
-    mapped = jax.shard_map(
-        one_device, mesh=mesh, in_specs=_specs(tuple(in_axes)), out_specs=_specs(out_axes), check_vma=False
-    )
-    shardings = jax.tree.map(lambda axis: NamedSharding(mesh, _spec(axis)), out_axes, is_leaf=lambda x: x is None)
-    return jax.jit(mapped, out_shardings=shardings, donate_argnums=donate)
-
-
 def place(tree: Any, axes: Any, mesh: Mesh) -> Any:
     """Place arrays on the mesh as the step wants them, so that it is traced once.
 
@@ -70,7 +45,7 @@ def place(tree: Any, axes: Any, mesh: Mesh) -> Any:
         # A copy of its own: equal leaves of a fresh state may share a buffer, which cannot be donated twice.
         return jax.make_array_from_process_local_data(NamedSharding(mesh, _spec(axis)), np.array(x))
 
-    return _each(put, tree, axes)
+    return each_leaf(put, tree, axes)
 
 
 def spread_out(tree: Any, axes: Any, devices: int) -> Any:
@@ -84,7 +59,7 @@ def spread_out(tree: Any, axes: Any, devices: int) -> Any:
     Returns:
       The arrays.
     """
-    return _each(lambda x, axis: x if axis is None else jnp.broadcast_to(x, (devices, *x.shape)), tree, axes)
+    return each_leaf(lambda x, axis: x if axis is None else jnp.broadcast_to(x, (devices, *x.shape)), tree, axes)
 
 
 def own(tree: Any, axes: Any, mesh: Mesh) -> Any:
@@ -100,7 +75,7 @@ def own(tree: Any, axes: Any, mesh: Mesh) -> Any:
     """
     here = mesh.size // hosts.count()
     mine = slice(here * hosts.index(), here * (hosts.index() + 1))
-    return _each(lambda x, axis: x if axis is None else x[mine], tree, axes)
+    return each_leaf(lambda x, axis: x if axis is None else x[mine], tree, axes)
 
 
 def one(tree: Any) -> Any:
@@ -120,16 +95,5 @@ def rows(tree: Any) -> Any:
     return jax.tree.map(take, tree)
 
 
-def _each(function: Callable[[Any, int | None], Any], tree: Any, axes: Any) -> Any:
-    """Call a function of each leaf and its axis."""
-    return jax.tree.map(
-        lambda axis, part: jax.tree.map(lambda x: function(x, axis), part), axes, tree, is_leaf=lambda x: x is None
-    )
-
-
 def _spec(axis: int | None) -> PartitionSpec:
     return PartitionSpec() if axis is None else PartitionSpec(AXIS)
-
-
-def _specs(axes: Any) -> Any:
-    return jax.tree.map(_spec, axes, is_leaf=lambda x: x is None)

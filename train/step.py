@@ -15,7 +15,7 @@ import gradpart_jax as gp
 from gradpart_jax.local_steps import LocalUpdatesState
 from gradpart_jax.states import states_of
 from train.network import Network, score
-from train.placing import AXIS, over_devices
+from train.placing import AXIS
 
 
 class State(NamedTuple):
@@ -122,7 +122,7 @@ class Step:
     """A step, compiled when first used, and traced once.
 
     Args:
-      mapped: of `over_devices`.
+      mapped: of `gp.over_devices`.
     """
 
     def __init__(self, mapped: Any) -> None:
@@ -180,4 +180,4 @@ def make_step(network: Network, tx: optax.GradientTransformation, axes: State, m
         fresh = State(params, opt_state, batch_stats, jax.random.key_data(carried))
         return fresh, Metrics(means[0], means[1], jnp.sqrt(means[2]), jnp.max(each[:, 3]), jnp.sum(each[:, 4]))
 
-    return Step(over_devices(step, mesh, (axes, 0, 0), (axes, None), donate=0))
+    return Step(gp.over_devices(step, mesh, AXIS, (axes, 0, 0), (axes, None), donate_argnums=0))
