@@ -333,5 +333,5 @@ def test_sharded_parameters_are_gathered_and_gradients_scattered_inside() -> Non
 
 def test_a_number_of_one_device_cannot_be_laid_along_an_axis() -> None:
     state = optax.MultiSteps(optax.chain(cheap("data"), optax.sgd(0.1)), 2).init(jnp.float32(1.0))
-    with pytest.raises(ValueError, match="stack the state"):
+    with pytest.raises(ValueError, match=r"map by gp\.over_devices"):
         gp.state_specs(state, "data")
