@@ -16,11 +16,9 @@ from gradpart_jax.outlook import GradpartState
 from gradpart_jax.replicated import replicated
 from gradpart_jax.segments import Layout, layout_of, unravel
 from gradpart_jax.shares import scatter_share
-from gradpart_jax.states import CompressState, fill, find_state, is_compressed, state_axes, states_of
+from gradpart_jax.states import DENSE, SENT, CompressState, fill, find_state, is_compressed, state_axes, states_of
 from gradpart_jax.varying import alike
 
-SENT = ("payload_bits", "link_bits", "inner_bits")  # of `Stats`: what an exchange costs
-DENSE = ("dense_payload_bits", "dense_link_bits")  # and what dense training would have cost
 KEPT = 0.5  # of what a device has not sent, it goes on from that much at most
 
 Kept: TypeAlias = float | Callable[[jax.Array], jax.Array] | None

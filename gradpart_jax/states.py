@@ -12,6 +12,9 @@ from gradpart_jax.accounting import Wire
 from gradpart_jax.feedback import Memory
 from gradpart_jax.scheme import SchemeState
 
+SENT = ("payload_bits", "link_bits", "inner_bits")  # of `Stats`: what an exchange costs
+DENSE = ("dense_payload_bits", "dense_link_bits")  # and what dense training would have cost
+
 
 class Stats(NamedTuple):
     """Statistics of the last step, the same on every device. S segments (leaves); regions are (sparse, key).
@@ -61,19 +64,18 @@ def stats(opt_state: Any) -> Stats:
       ValueError: there is none, or there are several (then pass the part of the state that is meant).
     """
     last, waits = find_state(opt_state).stats, _adds_up(opt_state)
-    if waits is None:
+    if waits is False:
         return last
-    bits = [jnp.where(waits, 0.0, now) for now in (last.payload_bits, last.link_bits, last.inner_bits)]
-    return last._replace(payload_bits=bits[0], link_bits=bits[1], inner_bits=bits[2])
+    return last._replace(**{bits: jnp.where(waits, 0.0, getattr(last, bits)) for bits in SENT + DENSE})
 
 
-def _adds_up(opt_state: Any) -> jax.Array | None:
-    """Say whether the last step was one of `optax.MultiSteps` that calls nothing within: bool[], None without any."""
+def _adds_up(opt_state: Any) -> jax.Array | bool:
+    """Say whether the last step was one of `optax.MultiSteps` that calls no `compress` within: bool[]."""
+    waits: jax.Array | bool = False
     for node in states_of(opt_state, optax.MultiStepsState):
         if states_of(node.inner_opt_state, CompressState):
-            within = _adds_up(node.inner_opt_state)
-            return node.mini_step > 0 if within is None else (node.mini_step > 0) | within
-    return None
+            waits |= (node.mini_step > 0) | _adds_up(node.inner_opt_state)
+    return waits
 
 
 def state_axes(opt_state: Any) -> Any:

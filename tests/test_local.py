@@ -361,6 +361,7 @@ def test_steps_that_only_add_up_gradients_count_no_bits() -> None:
     sent = [float(s.payload_bits) for s in seen]
     assert [bits > 0 for bits in sent] == [False, False, True] * 3
     assert [float(s.link_bits) > 0 for s in seen] == [False, False, True] * 3
+    assert [float(s.dense_link_bits) for s in seen] == [float(s.link_bits) for s in seen]
     twice = optax.MultiSteps(tx, every_k_schedule=2).gradient_transformation()
     _, _, seen = train(twice, 12)
     assert [float(s.payload_bits) > 0 for s in seen] == [step in (5, 11) for step in range(12)]
