@@ -114,6 +114,7 @@ def over_devices(
     (3,)
     """
     own, everywhere = _along(names(axis_name)), PartitionSpec()
+    in_axes = tuple(in_axes)
     mesh = Mesh(mesh.devices, mesh.axis_names)  # shard_map would not place arguments on axes that are explicit
 
     def specs(axes: Any) -> Any:
@@ -127,13 +128,12 @@ def over_devices(
         return jax.lax.squeeze(x, [0])
 
     def one_device(*arguments: Any) -> Any:
-        result = function(*each_leaf(row, arguments, tuple(in_axes)))
+        result = function(*each_leaf(row, arguments, in_axes))
         return each_leaf(lambda x, axis: x if axis is None else x[None], result, out_axes)
 
-    mapped = jax.shard_map(
-        one_device, mesh=mesh, in_specs=specs(tuple(in_axes)), out_specs=specs(out_axes), check_vma=False
-    )
-    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs(out_axes), is_leaf=_is_spec)
+    made = specs(out_axes)
+    mapped = jax.shard_map(one_device, mesh=mesh, in_specs=specs(in_axes), out_specs=made, check_vma=False)
+    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), made, is_leaf=_is_spec)
     return jax.jit(mapped, out_shardings=shardings, donate_argnums=donate_argnums)
 
 

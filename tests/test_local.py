@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType
 
 import gradpart_jax as gp
 from gradpart_jax import unfolding
@@ -119,24 +119,8 @@ def test_pmap_vmap_and_shard_map_give_the_same_bits_and_devices_agree(
     axes = gp.state_axes(state)
     mesh = jax.make_mesh((W,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:W])
     missing = lambda a: a is None  # noqa: E731
-    specs = jax.tree.map(lambda a: PartitionSpec() if a is None else PartitionSpec(AXIS), axes, is_leaf=missing)
     by_pmap = jax.pmap(functools.partial(advance, tx), AXIS, in_axes=(0, axes, None, 0), out_axes=(0, axes))
-
-    def on_shard(params, state, step, device):
-        inside = lambda tree, axes: jax.tree.map(  # noqa: E731
-            lambda x, a: x if a is None else x[0], tree, axes, is_leaf=missing
-        )
-        params, state = advance(tx, jax.tree.map(lambda x: x[0], params), inside(state, axes), step, device[0])
-        return jax.tree.map(lambda x: x[None], params), jax.tree.map(
-            lambda x, a: x if a is None else x[None], state, axes, is_leaf=missing
-        )
-
-    own = PartitionSpec(AXIS)
-    by_shard = jax.jit(
-        jax.shard_map(
-            on_shard, mesh=mesh, in_specs=(own, specs, PartitionSpec(), own), out_specs=(own, specs), check_vma=False
-        )
-    )
+    by_shard = gp.over_devices(functools.partial(advance, tx), mesh, AXIS, (0, axes, None, 0), (0, axes))
     mixed = jax.tree.map(lambda x, a: x if a is None else stack(x), state, axes, is_leaf=missing)
     devices = jnp.arange(W)
     v, p, s = (stack(PARAMS), stack(state)), (stack(PARAMS), mixed), (stack(PARAMS), mixed)

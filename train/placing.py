@@ -43,7 +43,8 @@ def place(tree: Any, axes: Any, mesh: Mesh) -> Any:
 
     def put(x: Any, axis: int | None) -> jax.Array:
         # A copy of its own: equal leaves of a fresh state may share a buffer, which cannot be donated twice.
-        return jax.make_array_from_process_local_data(NamedSharding(mesh, _spec(axis)), np.array(x))
+        spec = PartitionSpec() if axis is None else PartitionSpec(AXIS)
+        return jax.make_array_from_process_local_data(NamedSharding(mesh, spec), np.array(x))
 
     return each_leaf(put, tree, axes)
 
@@ -93,7 +94,3 @@ def rows(tree: Any) -> Any:
         return np.concatenate([shard.data for shard in shards])
 
     return jax.tree.map(take, tree)
-
-
-def _spec(axis: int | None) -> PartitionSpec:
-    return PartitionSpec() if axis is None else PartitionSpec(AXIS)
