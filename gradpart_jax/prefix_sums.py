@@ -5,7 +5,6 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-FEW = 512
 LENGTH = 32  # of a block: what each of its places costs is a round of the loop
 
 
@@ -30,7 +29,7 @@ def prefix_sum(values: jax.Array) -> jax.Array:
 
 def _by_blocks(values: jax.Array) -> jax.Array:
     size = values.shape[0]
-    if size <= FEW:
+    if size <= LENGTH:
         place = jnp.arange(size)
         return jnp.sum(jnp.where(place[None] <= place[:, None], values[None], 0), axis=1)
     blocks = jnp.pad(values, (0, -size % LENGTH)).reshape(-1, LENGTH)
