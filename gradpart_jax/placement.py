@@ -83,8 +83,8 @@ def over_devices(
     function: Callable[..., Any],
     mesh: Mesh,
     axis_name: AxisName,
-    in_axes: tuple[Any, ...],
-    out_axes: Any,
+    in_axes: int | tuple[Any, ...] | None = 0,
+    out_axes: Any = 0,
     donate_argnums: int | tuple[int, ...] = (),
 ) -> Any:
     """Map a function over the devices of a mesh, under jit: `jax.pmap` by `jax.shard_map`.
@@ -97,7 +97,7 @@ def over_devices(
       mesh: whose axis, or axes, are named here; along others of its axes the function is given all.
       axis_name: that of collectives in the function.
       in_axes: of each argument: 0 for a device axis, None for what is the same on every device; prefixes of arguments,
-        such as `gp.state_axes(opt_state)`.
+        such as `gp.state_axes(opt_state)`. One that is no tuple is that of all arguments.
       out_axes: of the result, likewise; what is called the same has to be so, for that is not checked.
       donate_argnums: of arguments whose buffers may be reused.
 
@@ -105,7 +105,8 @@ def over_devices(
       The function of whole arrays, compiled by `jax.jit`.
 
     Raises:
-      ValueError: (when called) an argument with a device axis has other than one row for each device.
+      ValueError: an axis is neither 0 nor None; (when called) an argument with a device axis has other than one row for
+        each device.
 
     >>> import jax, jax.numpy as jnp, gradpart_jax as gp
     >>> mesh = jax.make_mesh((1,), ("hosts",), devices=jax.devices()[:1])
@@ -114,11 +115,16 @@ def over_devices(
     (3,)
     """
     own, everywhere = _along(names(axis_name)), PartitionSpec()
-    in_axes = tuple(in_axes)
+    in_axes = tuple(in_axes) if isinstance(in_axes, list) else in_axes
     mesh = Mesh(mesh.devices, mesh.axis_names)  # shard_map would not place arguments on axes that are explicit
 
+    def spec(axis: Any) -> PartitionSpec:
+        if axis not in (0, None):
+            raise ValueError(f"{axis} in in_axes or out_axes: give 0, a device axis is the first; or None for none")
+        return everywhere if axis is None else own
+
     def specs(axes: Any) -> Any:
-        return jax.tree.map(lambda axis: everywhere if axis is None else own, axes, is_leaf=lambda axis: axis is None)
+        return jax.tree.map(spec, axes, is_leaf=lambda axis: axis is None)
 
     def row(x: Any, axis: int | None) -> Any:
         if axis is None:
