@@ -48,6 +48,7 @@ def sgd(
     *,
     ratio: float = 100.0,
     every: int = 1,
+    keep_own: Kept = None,
     momentum: float | None = 0.9,
     weight_decay: float = 0.0,
     mask: Any = None,
@@ -63,6 +64,7 @@ def sgd(
       axis_name: see this module, as for all that is not listed here.
       ratio: of payload bytes.
       every: local steps to an exchange.
+      keep_own: share of what a device has not sent that it goes on from, as of `gp.local_updates`.
       momentum: in [0, 1); None for none. In front of another `exchange` there is no masking.
       weight_decay: what of the parameters is added to the gradient.
       mask: which leaves that takes; None for all.
@@ -89,7 +91,7 @@ def sgd(
         compression["momentum"] = momentum
     before = decay + ([optax.trace(momentum)] if momentum and not masked else [])
     meeting = _exchange(axis_name, ratio, every, exchange, compression)
-    return _assemble(before, [_rate(learning_rate)], clip, meeting, every, replicate, axis_name)
+    return _assemble(before, [_rate(learning_rate)], clip, meeting, every, replicate, axis_name, keep_own)
 
 
 def adam(
@@ -98,6 +100,7 @@ def adam(
     *,
     ratio: float = 100.0,
     every: int = 1,
+    keep_own: Kept = None,
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
@@ -115,6 +118,7 @@ def adam(
       axis_name: see this module, as for all that is not listed here.
       ratio: of payload bytes.
       every: local steps to an exchange.
+      keep_own: share of what a device has not sent that it goes on from, as of `gp.local_updates`.
       b1: decay of the first moment.
       b2: decay of the second moment.
       eps: added to the root of the second moment.
@@ -138,6 +142,7 @@ def adam(
         axis_name,
         ratio=ratio,
         every=every,
+        keep_own=keep_own,
         b1=b1,
         b2=b2,
         eps=eps,
@@ -157,6 +162,7 @@ def adamw(
     *,
     ratio: float = 100.0,
     every: int = 1,
+    keep_own: Kept = None,
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
@@ -176,6 +182,7 @@ def adamw(
       axis_name: see this module, as for all that is not listed here.
       ratio: of payload bytes.
       every: local steps to an exchange.
+      keep_own: share of what a device has not sent that it goes on from, as of `gp.local_updates`.
       b1: decay of the first moment.
       b2: decay of the second moment.
       eps: added to the root of the second moment.
@@ -210,7 +217,7 @@ def adamw(
     moments = [optax.scale_by_adam(b1=b1, b2=b2, eps=eps, nesterov=ahead), *([scale_by_agreement()] if told else [])]
     after = [*_decay(weight_decay, mask), _rate(learning_rate)]
     meeting = _exchange(axis_name, ratio, every, exchange, compression, scaled=not replicate, share=1.0 - told)
-    whole = _assemble(moments, after, clip, meeting, every, replicate, axis_name)
+    whole = _assemble(moments, after, clip, meeting, every, replicate, axis_name, keep_own)
     return agreeing(whole, axis_name, bits_per_element=told * WORD_BITS / ratio) if told else whole
 
 
@@ -220,6 +227,7 @@ def lion(
     *,
     ratio: float = 100.0,
     every: int = 1,
+    keep_own: Kept = None,
     b1: float = 0.9,
     b2: float = 0.99,
     weight_decay: float = 1e-3,
@@ -238,6 +246,7 @@ def lion(
       axis_name: see this module, as for all that is not listed here.
       ratio: of payload bytes.
       every: local steps to an exchange.
+      keep_own: share of what a device has not sent that it goes on from, as of `gp.local_updates`.
       b1: share of the momentum in the sign.
       b2: decay of the momentum.
       weight_decay: times the learning rate, what of the parameters is taken off.
@@ -256,7 +265,7 @@ def lion(
     """
     after = [optax.scale_by_lion(b1=b1, b2=b2), *_decay(weight_decay, mask), _rate(learning_rate)]
     meeting = _exchange(axis_name, ratio, every, exchange, compression, scaled=not replicate)
-    return _assemble([], after, clip, meeting, every, replicate, axis_name)
+    return _assemble([], after, clip, meeting, every, replicate, axis_name, keep_own)
 
 
 def muon(
@@ -265,6 +274,7 @@ def muon(
     *,
     ratio: float = 100.0,
     every: int = 1,
+    keep_own: Kept = None,
     clip: float | None = 1.0,
     exchange: Exchange = None,
     replicate: bool = False,
@@ -284,6 +294,8 @@ def muon(
       axis_name: see this module, as for all that is not listed here.
       ratio: of payload bytes.
       every: local steps to an exchange.
+      keep_own: share of what a device has not sent that it goes on from, as of `gp.local_updates`; None goes by `kept`
+        of `gradpart_jax.unfolding`: more than under Adam.
       clip: largest norm of a local gradient.
       exchange: how payloads travel, by name; or what stands in for `partition_compress`.
       replicate: whether parameters are the same on every device at every step.
@@ -301,7 +313,7 @@ def muon(
     """
     after = [unfolding.muon(learning_rate, which, **(muon_options or {}))]
     meeting = _exchange(axis_name, ratio, every, exchange, compression, scaled=not replicate)
-    return _assemble([], after, clip, meeting, every, replicate, axis_name, keep_own=unfolding.kept)
+    return _assemble([], after, clip, meeting, every, replicate, axis_name, keep_own, usual=unfolding.kept)
 
 
 def _assemble(
@@ -312,16 +324,20 @@ def _assemble(
     every: int,
     replicate: bool,
     axis_name: AxisName,
-    keep_own: Kept = None,
+    keep_own: Kept,
+    usual: Kept = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Let each device do it all; or chain clip, what each does by itself, exchange, and the rest."""
     check_number("clip", clip, above=0.0, optional=True)
     clipping = [] if clip is None else [optax.clip_by_global_norm(clip)]
     if not replicate:
         own_steps = optax.chain(*clipping, *before, *after)
-        return local_updates(own_steps, every=every, exchange=exchange, keep_own=keep_own, axis_name=axis_name)
+        kept = usual if keep_own is None else keep_own
+        return local_updates(own_steps, every=every, exchange=exchange, keep_own=kept, axis_name=axis_name)
     if every > 1:
         raise ValueError(f"every={every} steps of each device's own and replicate=True exclude one another: drop one")
+    if keep_own is not None:
+        raise ValueError("keep_own serves what each device does by itself: leave it out, or replicate=False")
     own = [local(optax.chain(*clipping, *before))] if before else clipping
     return optax.chain(*own, exchange, *after)
 

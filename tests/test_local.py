@@ -336,6 +336,10 @@ def test_a_recipe_trains_over_the_devices_of_a_mesh_as_by_vmap() -> None:
     assert gp.stats(there[1]).payload_bits == gp.stats(here[1]).payload_bits[0] > 0
     with pytest.raises(ValueError, match="2 rows of an argument for each device"):
         begin(jnp.arange(2 * W))
+    # Every axis is the first where none is named, as pmap has it
+    assert over(lambda x: x + W)(devices).tolist() == [4, 5, 6, 7]
+    with pytest.raises(ValueError, match="1 in in_axes or out_axes"):
+        over(lambda x: x, in_axes=1)(devices)
 
 
 def test_steps_that_only_add_up_gradients_count_no_bits() -> None:
@@ -404,6 +408,15 @@ def test_the_loop_in_the_readme_learns_at_its_ratio(swaps: dict[str, str]) -> No
 def test_bad_arguments_are_named(make, words: str) -> None:
     with pytest.raises((TypeError, ValueError), match=words):
         make()
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "lion", "muon"])
+def test_recipes_pass_on_how_much_a_device_goes_on_from(name: str) -> None:
+    recipe = getattr(gp.recipes, name)
+    with pytest.raises(ValueError, match=r"keep_own=0\.5 goes on from what is remembered"):
+        recipe(0.1, keep_own=0.5, exchange=gp.dense_mean()).init(PARAMS)
+    with pytest.raises(ValueError, match="keep_own serves what each device does by itself"):
+        recipe(0.1, keep_own=0.5, replicate=True)
 
 
 @pytest.mark.parametrize("every", [1, 2])
