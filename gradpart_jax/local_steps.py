@@ -20,6 +20,7 @@ from gradpart_jax.states import DENSE, SENT, CompressState, fill, find_state, is
 from gradpart_jax.varying import alike
 
 KEPT = 0.5  # of what a device has not sent, it goes on from that much at most
+AMONG, AT_MOST = 1.4, 2.0  # over W: the same by the usual rule, and by any (train/STUDY.md, fourteenth look)
 
 Kept: TypeAlias = float | Callable[[jax.Array], jax.Array] | None
 
@@ -120,11 +121,12 @@ def local_updates(
       outer: an optimizer of the mean change, such as `optax.sgd(0.7, momentum=0.9, nesterov=True)`; None takes the mean
         as it is.
       keep_own: k in [0, 1], the share of what a device has not sent that it goes on from: of the mean over devices, it
-        is the best guess that a device has, and a worse one the longer it waits. None takes 0.5, or, where every is 1
-        and an exchange has room for a share s of all entries, s^(1/3) if that is less: 0.3 at 100 times fewer bytes,
-        0.13 at 1,000 times, which win with 4 devices; and 0 for an exchange that remembers nothing. A function of s
-        takes the cube root's place.
-      axis_name: the exchange's, for an owner to find its share by; None: it does not go on from what it owes.
+        is the best guess that a device has, and a worse one the longer it waits, and the more devices there are. Among
+        W of them None takes 0.5, or 2 / W, whichever is less; and where every is 1 and an exchange has room for a share
+        s of all entries no more than s^(1/3), or 1.4 / W: among four 0.3 at 100 times fewer bytes, 0.13 at 1,000
+        times. It is 0 for an exchange that remembers nothing. A function of s takes the last two's place.
+      axis_name: the exchange's, for an owner to find its share by, and to know W; None: a device does not go on from
+        what it owes, and W is taken for 1.
 
     Returns:
       An `optax.GradientTransformationExtraArgs`, whose update needs the parameters. In steps without an exchange all
@@ -150,7 +152,7 @@ def local_updates(
     check_integer("every", every, 1, 2**31 - 1)
     inner, exchange = optax.with_extra_args_support(inner), optax.with_extra_args_support(exchange)
     outer = optax.sgd(1.0) if outer is None else outer
-    fixed, rule = (None, keep_own) if callable(keep_own) else (keep_own, jnp.cbrt)
+    fixed, rule = (None, keep_own) if callable(keep_own) else (keep_own, None)
     check_number("keep_own", fixed, at_least=0.0, at_most=1.0, optional=True, static=True)
 
     def keeps(exchanged: Any) -> bool:
@@ -173,10 +175,12 @@ def local_updates(
         share: float | jax.Array
         if fixed is not None:
             share = fixed
-        elif every > 1:
-            share = KEPT
         else:
-            share = replicated(_kept)(state.stats.capacity, elements=layout.elements, rule=rule)
+            devices = axis_size(axis_name)
+            share = min(KEPT, AT_MOST / devices)
+            if every == 1:
+                usual = replicated(_kept)(state.stats.capacity, elements=layout.elements, rule=rule, devices=devices)
+                share = jnp.minimum(share, usual)
         ahead = share * state.memory.residual + _owned(state, layout, axis_name)
         own = jax.tree.map(jnp.subtract, wide, unravel(ahead, wide, layout))
         return jax.tree.map(lambda x, like: x.astype(like.dtype), own, anchor)
@@ -242,8 +246,11 @@ def local_updates(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _kept(capacity: jax.Array, *, elements: int, rule: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    return jnp.minimum(KEPT, rule(capacity / elements))
+def _kept(
+    capacity: jax.Array, *, elements: int, rule: Callable[[jax.Array], jax.Array] | None, devices: int
+) -> jax.Array:
+    sent = capacity / elements
+    return rule(sent) if rule else jnp.minimum(jnp.cbrt(sent), AMONG / devices)
 
 
 def _owned(state: CompressState, layout: Layout, axis_name: AxisName) -> jax.Array:

@@ -33,8 +33,8 @@ def owners() -> optax.GradientTransformation:
     return gp.partition_compress(AXIS, ratio=20, exchange="reduce_scatter", devices=W)
 
 
-def stack(tree):
-    return jax.tree.map(lambda x: jnp.broadcast_to(x, (W, *jnp.shape(x))), tree)
+def stack(tree, devices: int = W):
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (devices, *jnp.shape(x))), tree)
 
 
 def gradient(params, step, device):
@@ -57,11 +57,11 @@ def by_vmap(tx):
     return jax.jit(jax.vmap(one, (0, 0, None, 0), axis_name=AXIS))
 
 
-def train(tx, steps: int, like=PARAMS):
+def train(tx, steps: int, like=PARAMS, devices: int = W):
     """Parameters, state, and the statistics of every step, over devices by vmap."""
-    params, state, seen = stack(like), stack(tx.init(like)), []
+    params, state, seen = stack(like, devices), stack(tx.init(like), devices), []
     for step in range(steps):
-        params, state = by_vmap(tx)(params, state, step, jnp.arange(W))
+        params, state = by_vmap(tx)(params, state, step, jnp.arange(devices))
         seen.append(jax.tree.map(lambda x: np.asarray(x)[0], gp.stats(state)))
     return params, state, seen
 
@@ -146,15 +146,20 @@ def test_a_device_goes_on_from_what_it_has_not_sent_and_nothing_is_lost() -> Non
     np.testing.assert_allclose(owed[:, :7], ahead["bias"], atol=1e-6)
     np.testing.assert_allclose(owed[:, 32:2032], ahead["kernel"].reshape(W, -1), atol=1e-6)
     assert np.abs(owed).max() > 0.01
-    # By default, and by a rule, it goes on from a part, the smaller the fewer entries are sent: 101, rounded up in each leaf
-    for every, density, rule, share in (
-        (1, 0.05, None, (101 / 2007) ** (1 / 3)),
-        (1, 0.5, None, 0.5),
-        (2, 0.05, None, 0.5),
-        (1, 0.05, unfolding.kept, (101 / 2007) ** (1 / 4)),
+    # By default, and by a rule, it goes on from a part, the smaller the fewer entries are sent (41 or 101, rounded up in
+    # each leaf) and the more devices there are
+    for every, density, rule, devices, share in (
+        (1, 0.02, None, W, (41 / 2007) ** (1 / 3)),
+        (1, 0.5, None, W, 1.4 / W),
+        (1, 0.02, None, 4 * W, 1.4 / (4 * W)),
+        (1, 0.5, None, W // 2, 0.5),
+        (2, 0.02, None, W, 0.5),
+        (2, 0.02, None, 2 * W, 2 / (2 * W)),
+        (1, 0.05, unfolding.kept, W, (101 / 2007) ** (1 / 4)),
+        (1, 0.05, unfolding.kept, 4 * W, 2 / (4 * W)),
     ):
-        tx = gp.local_updates(optax.sgd(0.1), every=every, exchange=few(density), keep_own=rule)
-        params, state, _ = train(tx, 4)
+        tx = gp.local_updates(optax.sgd(0.1), every=every, exchange=few(density), keep_own=rule, axis_name=AXIS)
+        params, state, _ = train(tx, 4, devices=devices)
         ahead = gp.agreed(params, state)["bias"] - params["bias"]
         np.testing.assert_allclose(share * find_state(state).memory.residual[:, :7], ahead, atol=1e-6)
     forgetful = gp.compress(gp.baselines.topk(0.1), AXIS, error_feedback=False)
