@@ -92,7 +92,7 @@ class Exchange:
     local_steps: int = 1
     """Steps between two exchanges, which send so many times more."""
     keep_own: float | None = None
-    """Share of what it remembers as not sent that a device goes on from, 0 to 1; None: the less, the less is sent."""
+    """Share of the unsent that a device goes on from, 0 to 1; None: less where less is sent, and among more devices."""
     warmup_steps: int = 0
     """First steps exchanged uncompressed; they cost as much as a hundred compressed ones each."""
     momentum_correction: float | None = None
