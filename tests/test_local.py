@@ -152,7 +152,6 @@ def test_a_device_goes_on_from_what_it_has_not_sent_and_nothing_is_lost() -> Non
         (1, 0.02, None, W, (41 / 2007) ** (1 / 3)),
         (1, 0.5, None, W, 1.4 / W),
         (1, 0.02, None, 4 * W, 1.4 / (4 * W)),
-        (1, 0.5, None, W // 2, 0.5),
         (2, 0.02, None, W, 0.5),
         (2, 0.02, None, 2 * W, 2 / (2 * W)),
         (1, 0.05, unfolding.kept, W, (101 / 2007) ** (1 / 4)),
