@@ -94,7 +94,7 @@ class Exchange:
     keep_own: float | None = None
     """Share of the unsent that a device goes on from, 0 to 1; None: less where less is sent, and among more devices."""
     warmup_steps: int = 0
-    """First steps exchanged uncompressed; they cost as much as a hundred compressed ones each."""
+    """First steps exchanged uncompressed; an exchange then costs as much as a hundred compressed ones."""
     momentum_correction: float | None = None
     """Momentum on each device, before compression (DGC); sgd then has none of its own."""
     entropy_rule: str | None = None
@@ -110,6 +110,11 @@ class Exchange:
     def apart(self) -> bool:
         """Whether devices run the optimizer by themselves, so that their parameters differ between exchanges."""
         return self.recipe == "local" or self.local_steps > 1
+
+    @property
+    def warmup_exchanges(self) -> int:
+        """How many exchanges the first `warmup_steps` need, one in so many local steps."""
+        return -(-self.warmup_steps // self.local_steps)
 
 
 @dataclasses.dataclass(frozen=True)

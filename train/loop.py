@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from gradpart_jax.segments import layout_of
-from train import agree, data, evaluate, folders, hosts, options, phases, report, screen, step
+from train import agree, data, evaluate, folders, hosts, methods, options, phases, report, screen, step
 from train.checkpoint import FOLDER, Checkpoints, steps_on_disk
 from train.config import Config, flat
 from train.errors import Interrupted, NonFiniteError, UsageError
@@ -124,7 +124,9 @@ def train(
         say(console, text, "yellow")
 
     def conclude(scores: tuple[float, float] | None, why: str | None = None) -> dict[str, Any]:
-        result = summarise(about, read(folder / "metrics.jsonl"), scores, config.exchange.warmup_steps, why)
+        exchange = methods.tuned(config, label).exchange
+        warmup = methods.settings_of(label, exchange).get("warmup_steps", 0) * exchange.local_steps
+        result = summarise(about, read(folder / "metrics.jsonl"), scores, warmup, why)
         options.write_json(plain(result), folder / "summary.json")
         return result
 
@@ -139,7 +141,7 @@ def train(
     fresh = step.start(program.network, program.tx, config.training.seed)
     about = folders.describe(config, label, program.ratio, run.budget, fresh.params, run.command)
     if header:
-        screen.header(console, about, flat(config))
+        screen.header(console, about, flat(methods.tuned(config, label)))
     saved = Checkpoints(folder, replace=config.start.overwrite or config.start.resume)
     with contextlib.closing(saved):
         standing = _stand(program, saved, fresh, notice)

@@ -70,7 +70,7 @@ def settings_of(label: Label, exchange: Exchange) -> dict[str, Any]:
       Keyword arguments, without axis name and ratio.
     """
     common = {
-        "warmup_steps": exchange.warmup_steps,
+        "warmup_steps": exchange.warmup_exchanges,
         "momentum": exchange.momentum_correction,
         "family": exchange.family,
         "entropy_rule": exchange.entropy_rule,

@@ -13,7 +13,7 @@ def summarise(
     header: dict[str, Any],
     lines: list[dict[str, Any]],
     scores: tuple[float, float] | None,
-    warmup_steps: int,
+    warmup: int,
     why: str | None = None,
 ) -> dict[str, Any]:
     """Sum a run up that has come to an end.
@@ -22,7 +22,7 @@ def summarise(
       header: of run.json.
       lines: of metrics.jsonl.
       scores: test loss and accuracy at the end; None where training diverged.
-      warmup_steps: first steps exchanged uncompressed.
+      warmup: first steps, up to and with the last that was exchanged uncompressed.
       why: training ended before its last step, where it did.
 
     Returns:
@@ -30,13 +30,17 @@ def summarise(
     """
     last = lines[-1] if lines else {"step": 0, "payload_bytes": 0.0, "link_bytes": 0.0, "seconds": 0.0}
     loss, accuracy = (None, None) if scores is None else scores
-    steady = lines[min(warmup_steps, len(lines) - 1) :]
-    before = lines[min(warmup_steps, len(lines) - 1) - 1] if warmup_steps and len(lines) > 1 else {}
-    ratios = {}
-    for kind in ("payload", "link"):
+    steady = lines[min(warmup, len(lines) - 1) :]
+    before = lines[min(warmup, len(lines) - 1) - 1] if warmup and len(lines) > 1 else {}
+
+    def ratio(kind: str, before: dict[str, Any]) -> float | None:
+        """Say how many times fewer bytes were spent than by dense exchanges; 1 where no bytes are, on one device."""
+        steps = last["step"] - before.get("step", 0)
         spent = last[f"{kind}_bytes"] - before.get(f"{kind}_bytes", 0.0)
-        dense = header[f"dense_{kind}_bytes"] * (last["step"] - before.get("step", 0))
-        ratios[kind] = _times(dense, spent)
+        if not steps:
+            return None
+        return steps * header[f"dense_{kind}_bytes"] / spent if spent else 1.0
+
     forecast = header["kind"] == "partition"
     errors = [abs(np.expm1(line["forecast_error"])) for line in steady if line["forecast_error"] is not None]
     return {
@@ -50,16 +54,11 @@ def summarise(
         "test_accuracy": accuracy,
         "payload_bytes": last["payload_bytes"],
         "link_bytes": last["link_bytes"],
-        "payload_ratio": _times(header["dense_payload_bytes"] * last["step"], last["payload_bytes"]),
-        "link_ratio": _times(header["dense_link_bytes"] * last["step"], last["link_bytes"]),
-        "steady_payload_ratio": ratios["payload"],
-        "steady_link_ratio": ratios["link"],
+        "payload_ratio": ratio("payload", {}),
+        "link_ratio": ratio("link", {}),
+        "steady_payload_ratio": ratio("payload", before),
+        "steady_link_ratio": ratio("link", before),
         "forecast_error": float(np.median(errors)) if forecast and errors else None,
         "seconds": last["seconds"],
         "status": FINISHED if why is None else DIVERGED,
     } | ({} if why is None else {"why": why})
-
-
-def _times(dense: float, spent: float) -> float | None:
-    """Say how many times fewer bytes were spent; 1 where none were, and nothing before the first step."""
-    return (dense / spent if spent else 1.0) if dense else None
