@@ -21,7 +21,7 @@ from gradpart_jax.baselines.dense import dense
 from gradpart_jax.bits import WORD
 from gradpart_jax.exchange import AxisName, axis_size, greatest, mean, position
 from gradpart_jax.families import family as find_family
-from gradpart_jax.outlook import GradpartState, Outcome, digest, foresee
+from gradpart_jax.outlook import GradpartState, Outcome, digest, foresee, spare
 from gradpart_jax.regions import entropy_rule
 from gradpart_jax.replicated import replicated
 from gradpart_jax.scheme import Reduced, Scheme, SchemeState, Settle
@@ -82,14 +82,16 @@ def gradpart(
 
     def init(layout: Layout) -> SchemeState:
         weights = predictor.load(family) if seed is None else predictor.initialise(seed, family)
+        sizes = plan(layout)
         state = GradpartState(
             step=jnp.int32(0),
             summary=summaries.start(jnp.asarray(layout.sizes, jnp.float32)),
             stirred=jnp.bool_(False),
+            spared=jnp.float32(spare(sizes.observe_every)),
             weights=weights,
             optimizer=predictor.start_learning(weights),
         )
-        owed = _owned(plan(layout), layout, devices) if remember else 0
+        owed = _owned(sizes, layout, devices) if remember else 0
         return SchemeState(shared=state, local=jnp.zeros(owed, jnp.float32))
 
     def capacity(layout: Layout) -> int:
@@ -105,7 +107,7 @@ def gradpart(
         if not sizes.ladder:
             return uncompressed.reduce(vector, state, layout, axis_name, settle)
         shared = state.shared
-        due, first = _due(shared, sizes.observe_every)
+        due, hasty, first = _due(shared, sizes.observe_every)
         own = owned_by(position(axis_name), layout, found) if sizes.exchange == "reduce_scatter" else None
         observed, statistics = _observe(vector, due, shared.summary, layout, axis_name, own)
         outlook = replicated(foresee)(
@@ -132,7 +134,16 @@ def gradpart(
             reduced, outcome, owed = sparse(vector)
         realised = jnp.where(warm, outlook.regions.asked, reduced.report.realised)
         fresh = replicated(digest)(
-            shared, outlook, realised, outcome, observed, due & ~first, family=family, learning=learn_every != 0
+            shared,
+            outlook,
+            realised,
+            outcome,
+            observed,
+            due & ~first,
+            hasty,
+            every=sizes.observe_every,
+            family=family,
+            learning=learn_every != 0,
         )
         wire = accounting.add(reduced.wire, Wire(*[jnp.where(due, bits, 0.0) for bits in statistics]))
         return reduced._replace(wire=wire), SchemeState(fresh, owed)
@@ -145,16 +156,19 @@ def _owned(sizes: Plan, layout: Layout, devices: int | None) -> int:
     return share_size(layout, devices or 1) if sizes.ladder and sizes.exchange == "reduce_scatter" else 0
 
 
-def _due(shared: GradpartState, every: int) -> tuple[jax.Array, jax.Array]:
-    """Say whether a step's histogram is due, and whether there is none before it to learn from.
+def _due(shared: GradpartState, every: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Say whether a step's histogram is due, whether it comes out of turn, and whether there is none before it.
 
     At the start a gradient may be zero: of a layer whose factor starts at zero, or of all where a rate rises from zero.
-    Where a segment has shown only zeros, all steps that are powers of two look anew; and every step after one in which
-    such a segment, or one that has grown all at once, has taken the room of others.
+    Where a segment has shown only zeros, all steps that are powers of two look anew; and, out of turn and as long as
+    any are spared, every step after one in which such a segment, or one that has grown all at once, has taken the room
+    of others.
     """
     step, unseen = shared.step, summaries.unseen(shared.summary)
     doubled = jnp.any(unseen) & (step & (step - 1) == 0)
-    return (step % every == 0) | doubled | shared.stirred, jnp.all(unseen)
+    turn = (step % every == 0) | doubled
+    hasty = shared.stirred & ~turn & (shared.spared >= 1.0)
+    return turn | hasty, hasty, jnp.all(unseen)
 
 
 def _observe(

@@ -16,6 +16,8 @@ from gradpart_jax.regions import Prospect, Regions, Rule, allot, entropy_bits, p
 
 MARGIN = 1.6  # candidates proposed over entries that fit
 TAKEN = 0.5  # of all entries, beyond what was asked of a segment, is more than it should have
+SOME = 4.0  # entries, where half of all are fewer
+SPARE, MOST_SPARED = 512.0, 8.0  # steps, over those between histograms: of these so many may come out of turn at once
 
 
 class GradpartState(NamedTuple):
@@ -24,6 +26,7 @@ class GradpartState(NamedTuple):
     step: jax.Array  # int32[]
     summary: summaries.Summary  # of earlier steps
     stirred: jax.Array  # bool[]: whether segments took so much in the last step that a histogram is due
+    spared: jax.Array  # float32[]: histograms that may come out of turn
     weights: Any  # the predictor's parameters
     optimizer: Any  # of the predictor's on-line training
 
@@ -89,6 +92,8 @@ def digest(
     outcome: Outcome,
     observed: tuple[jax.Array, jax.Array],
     due: jax.Array,
+    hasty: jax.Array,
+    every: int,
     family: str,
     learning: bool,
 ) -> GradpartState:
@@ -101,6 +106,8 @@ def digest(
       outcome: how good the forecast was.
       observed: the last histogram, and its highest bins.
       due: bool[], whether that is a fresh one.
+      hasty: bool[], whether it came out of turn.
+      every: steps between histograms that come in turn.
       family: of magnitude distributions.
       learning: whether the network learns on-line.
 
@@ -118,7 +125,8 @@ def digest(
         )
     asked = outlook.regions.asked
     # What has shown only zeros, or has grown all at once, leaves no room for others.
-    took = (summaries.unseen(known) & (realised > 0)) | (realised > asked + TAKEN * jnp.sum(asked))
+    most = jnp.maximum(TAKEN * jnp.sum(asked), SOME)
+    took = (summaries.unseen(known) & (realised > 0)) | (realised > asked + most)
     summary = summaries.advance(
         known,
         threshold=outlook.regions.sparse,
@@ -132,7 +140,23 @@ def digest(
         slope=outlook.slope,
     )
     summary = _where(due, summaries.observe(summary, *observed), summary)
-    return GradpartState(shared.step + 1, summary, jnp.any(took), weights, optimizer)
+    spared = jnp.minimum(shared.spared + 1.0 / every, spare(every)) - hasty.astype(jnp.float32)
+    return GradpartState(shared.step + 1, summary, jnp.any(took), spared, weights, optimizer)
+
+
+def spare(every: int) -> float:
+    """Say how many histograms may come out of turn one after the other; in the long run as many as come in turn.
+
+    Args:
+      every: steps between those in turn: the more, the dearer a histogram is.
+
+    Returns:
+      Their number.
+
+    >>> spare(16), spare(128), spare(1000)
+    (8.0, 4.0, 1.0)
+    """
+    return min(max(SPARE / every, 1.0), MOST_SPARED)
 
 
 def means(*factors: jax.Array) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:

@@ -77,7 +77,7 @@ def plan_of(
         assert devices is not None
         size, payloads, parts = share_size(layout, devices), devices + 1, devices
     shape = best_format(size, left / payloads, key_bits, most=layout.elements)
-    if payloads * shape.bits >= WORD_BITS * layout.elements:
+    if payloads * shape.bits + statistics / every >= WORD_BITS * layout.elements:
         return Plan(exchange, (), layout.elements, every)
     ladder = [shape]
     while len(ladder) < rungs and ladder[0].entries >= STEP * FEWEST:

@@ -236,12 +236,15 @@ def test_zero_gradients_are_zero_and_do_no_harm() -> None:
     assert gp.stats(state).sent[0] > 0.9 * gp.stats(state).capacity[0]
 
 
+LAYERS = {name: jnp.zeros((24, 50)) for name in "abcdef"}
+BUDGETED = partition(AXIS, ratio=50, bits_per_element=None)
+
+
 @pytest.mark.parametrize("before", [0.0, 1e-6])
 def test_a_layer_that_wakes_late_stalls_no_other(before: float) -> None:
     """An expert, an embedding, an unfrozen layer: what it suddenly has to send is no more than what others have."""
-    like = {name: jnp.zeros((24, 50)) for name in "abcdef"}
-    tx = partition(AXIS, ratio=50, bits_per_element=None)
-    state, late, sent, bits = stack(tx.init(like)), 37, [], []
+    like, tx, late = LAYERS, BUDGETED, 37
+    state, sent, bits = stack(tx.init(like)), [], []
     for i in range(late + 3):
         g = jax.tree.map(jnp.sign, gradients(i, like))
         g = jax.tree.map(lambda x: x * (1 + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape)), g)
@@ -254,6 +257,17 @@ def test_a_layer_that_wakes_late_stalls_no_other(before: float) -> None:
     assert (np.array(sent[late + 1 :])[:, others] > 0.5 * usual[others]).all()
     assert np.sum(sent[late + 1 :], axis=0)[2] > 0.5 * np.mean(usual[others])
     assert bits[late + 1] > bits[late]  # a histogram, which is counted
+
+
+def test_layers_that_are_active_in_turn_keep_the_budget() -> None:
+    """Experts, of which each step takes one: histograms out of turn are no more than those in turn, in the long run."""
+    state, bits = stack(BUDGETED.init(LAYERS)), []
+    for i in range(120):
+        active = "abcdef"[i * 5 % 6]
+        g = {name: x * (name == active) for name, x in gradients(i, LAYERS).items()}
+        _, state = many(BUDGETED)(g, state)
+        bits.append(float(state.stats.payload_bits[0]))
+    assert np.mean(bits[40:]) < 1.1 * float(state.stats.dense_payload_bits[0]) / 50
 
 
 @pytest.mark.parametrize("name", ["partition", "topk", "randomk", "signsgd", "sidco", "oktopk", "lgc", "dgc"])
