@@ -45,7 +45,7 @@ class LocalUpdatesState(NamedTuple):
     step: jax.Array  # int32[]: local steps since the last exchange
     met: jax.Array  # bool[]: whether every device's parameters are the anchor now
     begun: jax.Array  # bool[]: whether a step has been taken: until then whatever parameters come are the anchor
-    skipped: jax.Array  # int32[]: local steps left out because this device's gradient was not finite
+    skipped: jax.Array  # int32[]: local steps left out because this device's gradient or update was not finite
 
     def device_axes(self) -> LocalUpdatesState:
         """Say for `state_axes` what of it differs per device."""
@@ -115,7 +115,7 @@ def local_updates(
 
     Args:
       inner: a whole optimizer, clipping and learning rate included, fed with local gradients; where one is not finite,
-        its device leaves the step out.
+        or what is made of it, its device leaves the step out.
       every: local steps to an exchange, at least 1.
       exchange: such as `gp.partition_compress("devices", ratio=25)`: bytes are `every` times fewer than it says.
       outer: an optimizer of the mean change, such as `optax.sgd(0.7, momentum=0.9, nesterov=True)`; None takes the mean
@@ -208,6 +208,9 @@ def local_updates(
         # Parameters may have been loaded after `init`
         before = _choose(state.begun, state.anchor, params)
         stepped, own, finite = _guarded(inner, updates, state.inner, params, extra_args)
+        if every > 1:  # in parameters that nobody else sees, what is not finite would stay for good
+            sound = _all_finite(stepped)
+            stepped, finite = _choose(sound, stepped, jax.tree.map(jnp.zeros_like, stepped)), finite & sound
 
         def moved() -> Any:
             return optax.apply_updates(params, stepped)

@@ -1,6 +1,7 @@
 """Several processes: the same bits as one, and what becomes of kills, absence, and hosts that differ."""
 
 import importlib.util
+import json
 import os
 import re
 import signal
@@ -182,6 +183,22 @@ def test_a_signal_that_one_process_hears_too_late_ends_all_before_the_next_train
     assert "topk has finished; what comes after it is left: go on with --resume" in said[0]
     assert (tmp_path / "late" / "topk" / "summary.json").exists()
     assert not (tmp_path / "late" / "dense").exists()
+
+
+@pytest.mark.slow
+def test_a_host_with_a_disk_of_its_own_keeps_the_settings_that_a_run_goes_on_with(tmp_path, data_dir) -> None:
+    """What is left there from before would be taken for the options of the next --resume."""
+    given = [*FEW, "--devices", "2", "--method", "topk", "--data-dir", str(data_dir), "--name", "run"]
+    given += ["--processes", "2", "--coordinator", f"127.0.0.1:{launch._free_port()}"]
+    for more in (["--steps", "2"], ["--resume", "--steps", "4"]):
+        where = [["--process", str(host), "--workdir", str(tmp_path / str(host))] for host in range(2)]
+        running = [start("-m", "train.main", *given, *more, *host) for host in where]
+        with ended(running):
+            said = [finish(process) for process in running]
+        assert [process.returncode for process in running] == [0, 0], said
+    folders = [tmp_path / str(host) / "run" for host in range(2)]
+    assert [json.loads((folder / "config.json").read_text())["steps"] for folder in folders] == [4, 4]
+    assert [path.name for folder in folders for path in folder.glob(".*")] == []
 
 
 def test_a_replica_that_differs_is_named_with_its_step() -> None:

@@ -56,6 +56,12 @@ def test_a_transformer_of_gpt_2s_size_has_its_parameters() -> None:
 
 
 @pytest.mark.parametrize("name", models.MODELS)
+def test_the_last_layer_makes_the_logits(name: str) -> None:
+    variables, _ = shapes(name, 11, (32, 32, 3) if models.suits(name, "image") else (8,))
+    assert variables["params"][models.MODELS[name].last]["kernel"].shape[-1] == 11
+
+
+@pytest.mark.parametrize("name", models.MODELS)
 def test_gradients_flow_in_bfloat16_and_parameters_stay_float32(name: str) -> None:
     model = models.build(name, 5, jnp.bfloat16)
     inputs = jnp.zeros((2, 16), jnp.int32) if models.suits(name, "text") else jnp.zeros((2, 16, 16, 3))

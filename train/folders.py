@@ -7,7 +7,9 @@ import json
 import os
 import shlex
 import shutil
+import socket
 import sys
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,14 +96,20 @@ def make(config: Config) -> None:
                 f"--workdir {config.output.workdir} cannot be written to ({error}): choose another"
             ) from error
 
-    def begin() -> None:
+    def begin() -> str:
         if config.start.resume and path.exists():
             _agree(config, config.folder)
         prepare()
+        mark = config.folder / f".{uuid.uuid4().hex}"
+        mark.touch()
+        return mark.name
 
-    hosts.lead(begin, "the making of the run folder")
-    # A host with a disk of its own needs the settings too, to go on with them
-    hosts.together(lambda: None if path.exists() else prepare(), "the making of run folders")
+    mark = config.folder / hosts.lead(begin, "the making of the run folder")
+    # A host with a disk of its own needs the settings too, to go on with them; of its processes one writes them
+    places = hosts.gather(f"{socket.gethostname()}:{config.folder.resolve()}", "the making of run folders")
+    apart = places.index(places[hosts.index()]) == hosts.index() and not mark.exists()
+    hosts.together(lambda: prepare() if apart else None, "the making of run folders")
+    hosts.lead(mark.unlink, "the making of run folders")
 
 
 def enter(config: Config, folder: Path, notice: Callable[[str], None]) -> dict[str, Any] | None:

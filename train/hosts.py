@@ -136,18 +136,18 @@ def company() -> Iterator[None]:
     """Say in one line that another process is lost, where that is what a collective's failure means."""
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        words = str(error)
-        if count() == 1 or not any(sign in words for sign in ("Gloo", "NCCL", "coordination", "heartbeat", "UNAVAIL")):
-            raise
-        raise HostError(
-            f"process {index()} lost touch with another one: start all again with --resume ({words.splitlines()[0]})"
-        ) from error
     except (UsageError, NonFiniteError, DivergedError, HostError):
         raise
-    except Exception:
+    except Exception as error:
         if count() == 1:
             raise
+        words = str(error)
+        lost = any(sign in words for sign in ("Gloo", "NCCL", "coordination", "heartbeat", "UNAVAIL"))
+        if isinstance(error, jax.errors.JaxRuntimeError) and lost:
+            raise HostError(
+                f"process {index()} lost touch with another one: start all again with --resume "
+                f"({words.splitlines()[0]})"
+            ) from error
         # The others wait in a collective for this one: they are to see it go
         traceback.print_exc()
         part(BROKEN)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,7 +12,7 @@ import optax
 import gradpart_jax as gp
 from gradpart_jax import unfolding
 from gradpart_jax.accounting import WORD_BITS
-from train import methods, placing
+from train import methods, models, placing
 from train.config import Config
 from train.labels import Label
 
@@ -63,7 +65,7 @@ def parts(config: Config, label: Label) -> tuple[optax.GradientTransformation, o
     elif training.optimizer == "muon":
         # Directions have the sign of Adam's, and the rate comes later
         own = {"beta": training.momentum, "adam_b1": training.b1, "adam_b2": training.b2, "nesterov": ahead}
-        direction = [unfolding.muon(-1.0, _hidden, **own)]
+        direction = [unfolding.muon(-1.0, _hidden(models.MODELS[config.task.model].last), **own)]
     else:
         direction = [optax.scale_by_adam(b1=training.b1, b2=training.b2, nesterov=ahead)]
     step = [optax.scale_by_learning_rate(schedule(config))]
@@ -106,16 +108,14 @@ def build(
     return optax.chain(clip, exchange, direction, step)
 
 
-def _hidden(params: Any) -> Any:
+def _hidden(last: str) -> Callable[[Any], Any]:
     """Say which leaves are kernels, but for the last layer's: what it and embeddings do, Adam does better."""
-    dense = [name for name in params if name.startswith("Dense_")]
-    last = max(dense, key=lambda name: int(name.removeprefix("Dense_")), default=None)
 
-    def hidden(path: tuple[Any, ...], leaf: Any) -> bool:
+    def hidden(path: tuple[Any, ...], _: Any) -> bool:
         names = [getattr(entry, "key", None) for entry in path]
         return names[-1] == "kernel" and names[0] != last
 
-    return jax.tree_util.tree_map_with_path(hidden, params)
+    return functools.partial(jax.tree_util.tree_map_with_path, hidden)
 
 
 def _decayed(params: Any) -> Any:

@@ -52,9 +52,10 @@ def measure(config: Config, program: Program, state: step.State, batch: dict[str
     config = methods.tuned(config, program.label)
     every = config.exchange.local_steps
     kept, own = find_state(state.opt_state), find_state(axes.opt_state)
-    payload = float(np.asarray(one(gp.stats(kept)).payload_bits))
     exchange = methods.build(program.label, config.exchange, AXIS, program.ratio, devices)
     run = gp.over_devices(exchange.update, mesh, AXIS, (0, own), (None, own), donate_argnums=1)
+    # Of this exchange: the last step's may have sent nothing
+    payload = float(np.asarray(one(gp.stats(run(gradient, _copy(kept))[1])).payload_bits))
     whole = _median(lambda s: run(gradient, s)[1], _copy(kept))
     wire = _collective(config, program, math.ceil(payload / 32))
     encode, decode, way = _split(config, program, gradient, kept, own, whole, wire)
@@ -63,7 +64,8 @@ def measure(config: Config, program: Program, state: step.State, batch: dict[str
         way += f" Of an exchange, which there is each {every} steps, a step's share is shown."
 
     shared = jax.tree.map(np.asarray, one(gp.agreed(state.params, state.opt_state)))
-    without = change(config, keep_own=None)  # where all is sent there is nothing to keep
+    # Where all is sent there is nothing to keep, and how gradients agree is told by a collective
+    without = change(config, keep_own=None, agreement=0.0)
     rest = optimizer.build(without, program.label, optax.identity(), program.ratio)
 
     def apply(gradient: Any, held: tuple[Any, Any]) -> tuple[Any, Any]:

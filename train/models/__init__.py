@@ -31,13 +31,14 @@ class Entry(NamedTuple):
 
     make: Callable[..., nn.Module]  # of classes, dtype and sizes
     kind: Kind
+    last: str = "Dense_0"  # name of the layer that makes the logits
 
 
 MODELS: Mapping[str, Entry] = MappingProxyType(
     {
         "conv": Entry(Conv, "image"),
-        "mlp": Entry(Perceptron, "image"),
-        "lenet5": Entry(LeNet5, "image"),
+        "mlp": Entry(Perceptron, "image", "Dense_2"),
+        "lenet5": Entry(LeNet5, "image", "Dense_2"),
         "resnet20": Entry(resnet20, "image"),
         "resnet56": Entry(resnet56, "image"),
         "resnet18": Entry(resnet18, "image"),
