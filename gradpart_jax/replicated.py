@@ -68,11 +68,11 @@ def _evaluate(traced: ClosedJaxpr, *arguments: jax.Array) -> list[jax.Array]:
         return atom.val if isinstance(atom, Literal) else values[atom]
 
     for equation in jaxpr.eqns:
-        values.update(zip(equation.outvars, _operate(equation, [read(x) for x in equation.invars]), strict=True))
+        values.update(zip(equation.outvars, _operate(equation, [read(x) for x in equation.invars], jaxpr), strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _operate(equation: JaxprEqn, operands: list[Any]) -> list[jax.Array]:
+def _operate(equation: JaxprEqn, operands: list[Any], within: Jaxpr) -> list[jax.Array]:
     if equation.primitive.name in INLINED:
         inner = next(value for value in equation.params.values() if isinstance(value, ClosedJaxpr))
         return _evaluate(inner, *operands)
@@ -81,8 +81,9 @@ def _operate(equation: JaxprEqn, operands: list[Any]) -> list[jax.Array]:
         return [rounded(operands[0] * rounded(1.0 / operands[1]))]
     equation = equation.replace(params={name: _rewrite(value) for name, value in equation.params.items()})
     pairs = [(x, y) for x, y in zip(equation.invars, operands, strict=True) if not isinstance(x, Literal)]
-    operation = jaxpr_as_fun(ClosedJaxpr(Jaxpr((), [x for x, _ in pairs], equation.outvars, [equation]), ()))
-    results = operation(*[y for _, y in pairs])
+    # Cut out of what it stands in, and not made anew: JAX wants to know of each where it was traced.
+    alone = within.replace(constvars=[], invars=[x for x, _ in pairs], outvars=equation.outvars, eqns=[equation])
+    results = jaxpr_as_fun(ClosedJaxpr(alone, ()))(*[y for _, y in pairs])
     return results if equation.primitive.name in EXACT else [rounded(result) for result in results]
 
 

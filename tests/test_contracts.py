@@ -2,6 +2,7 @@
 
 import functools
 import re
+import warnings
 
 import flax.linen as nn
 import jax
@@ -271,9 +272,10 @@ def test_layers_that_are_active_in_turn_keep_the_budget() -> None:
 
 
 @pytest.mark.parametrize("name", ["partition", "topk", "randomk", "signsgd", "sidco", "oktopk", "lgc", "dgc"])
-def test_strict_promotion_of_types_in_the_program_is_borne(name: str) -> None:
+def test_strict_promotion_and_warnings_as_errors_in_the_program_are_borne(name: str) -> None:
     tx = partition(AXIS) if name == "partition" else gp.compress(getattr(gp.baselines, name)(), AXIS)
-    with jax.numpy_dtype_promotion("strict"):
+    with jax.numpy_dtype_promotion("strict"), warnings.catch_warnings():
+        warnings.simplefilter("error")  # deprecations too
         state = jax.eval_shape(jax.vmap(lambda _: tx.init(PARAMS)), jnp.zeros(W))
         out, again = jax.eval_shape(jax.vmap(tx.update, axis_name=AXIS), gradients(0), state)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), again) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
