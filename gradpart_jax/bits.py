@@ -193,7 +193,8 @@ def thin(words: jax.Array, capacity: int, turn: jax.Array) -> jax.Array:
         def halve(i: jax.Array, mask: jax.Array) -> jax.Array:
             # From the rate's lowest digit on: a one brings the share of set bits half-way to 1, a zero to 0.
             drawn = scramble(words.shape[0], turn * THINNINGS + i)
-            return jnp.where(rate >> i.astype(jnp.uint32) & 1, mask | drawn, mask & drawn)
+            digit = rate >> jnp.asarray(i, jnp.uint32) & 1  # under jax.disable_jit() i is an int
+            return jnp.where(digit, mask | drawn, mask & drawn)
 
         return words & jax.lax.fori_loop(0, THINNINGS, halve, jnp.zeros_like(words))
 

@@ -71,6 +71,8 @@ def test_overflow_starves_no_position() -> None:
         kept = flags_of(jax.vmap(lambda t, m=method: m(words, 320, t))(jnp.arange(300)))
         gaps = [np.diff([-1, *np.flatnonzero(place), 300]).max() for place in np.asarray(kept).T]
         assert max(gaps) <= longest
+    with jax.disable_jit():
+        assert (both(words, 320, jnp.int32(1)) == jax.jit(both, static_argnums=1)(words, 320, jnp.int32(1))).all()
 
 
 @given(seeds, st.sampled_from([1, 3, 7, 8, 13, 32]), st.sampled_from([1, 32, 77]))
