@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import reprlib
 from typing import Any
 
 import jax
@@ -55,6 +56,26 @@ def check_number(
         upper = f"at most {at_most:g}" if at_most < math.inf else f"below {below:g}"
         wanted = [b for b in (lower, upper) if "inf" not in b]
         raise ValueError(f"{name}={value!r} is out of range: give a number {' and '.join(wanted)}")
+
+
+def check_transformation(name: str, value: Any) -> None:
+    """Check that an argument is an optax transformation, and not what makes one.
+
+    Args:
+      name: of the argument.
+      value: its value.
+
+    Raises:
+      TypeError: it is something else.
+
+    >>> import optax
+    >>> check_transformation("inner", optax.sgd(0.1))
+    """
+    if not (callable(getattr(value, "init", None)) and callable(getattr(value, "update", None))):
+        raise TypeError(
+            f"{name}={reprlib.repr(value)} is no optax transformation: give one, such as optax.sgd(0.1), and of a Scheme "
+            "gp.compress(scheme, axis_name)"
+        )
 
 
 def is_fixed(value: Any, number: float) -> bool:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from gradpart_jax.accounting import WORD_BITS
-from gradpart_jax.checks import check_integer, check_number
+from gradpart_jax.checks import check_integer, check_number, check_transformation
 from gradpart_jax.exchange import AxisName, axis_size, position
 from gradpart_jax.outlook import GradpartState
 from gradpart_jax.replicated import replicated
@@ -73,11 +73,15 @@ def local(tx: optax.GradientTransformation) -> optax.GradientTransformationExtra
     Returns:
       An `optax.GradientTransformationExtraArgs`.
 
+    Raises:
+      TypeError: tx is no transformation.
+
     >>> import jax.numpy as jnp, optax, gradpart_jax as gp
     >>> tx = optax.chain(gp.local(optax.scale_by_adam()), gp.partition_compress(), optax.scale(-1e-3))
     >>> gp.state_axes(tx.init(jnp.zeros(2)))[0].inner.mu
     0
     """
+    check_transformation("tx", tx)
     tx = optax.with_extra_args_support(tx)
 
     def update(updates: Any, state: LocalState, params: Any = None, **extra_args: Any) -> tuple[Any, LocalState]:
@@ -133,7 +137,7 @@ def local_updates(
       bits of `gp.stats` are 0; dense bits at an exchange, and ratios, are those of a whole period.
 
     Raises:
-      TypeError: every is not an integer.
+      TypeError: every is not an integer, or inner, exchange or outer no transformation.
       ValueError: every or keep_own is out of range, or (in init) keep_own is given and exchange has not one memory, or
         (in update) its memory is not of all leaves.
 
@@ -150,6 +154,10 @@ def local_updates(
     (True, [2.0, 2.0, 2.0, 2.0])
     """
     check_integer("every", every, 1, 2**31 - 1)
+    check_transformation("inner", inner)
+    check_transformation("exchange", exchange)
+    if outer is not None:
+        check_transformation("outer", outer)
     inner, exchange = optax.with_extra_args_support(inner), optax.with_extra_args_support(exchange)
     outer = optax.sgd(1.0) if outer is None else outer
     fixed, rule = (None, keep_own) if callable(keep_own) else (keep_own, None)

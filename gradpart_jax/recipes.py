@@ -31,7 +31,7 @@ import optax
 from gradpart_jax import unfolding
 from gradpart_jax.accounting import WORD_BITS
 from gradpart_jax.agreeing import agreeing, scale_by_agreement
-from gradpart_jax.checks import check_integer, check_number
+from gradpart_jax.checks import check_integer, check_number, check_transformation
 from gradpart_jax.compressors import partition_compress
 from gradpart_jax.exchange import AxisName
 from gradpart_jax.local_steps import Kept, local, local_updates
@@ -358,6 +358,7 @@ def _exchange(
     if isinstance(exchange, str):
         compression = compression | {"exchange": exchange}
     elif exchange is not None:
+        check_transformation("exchange", exchange)
         if compression:
             raise ValueError(f"{', '.join(compression)}: arguments of partition_compress, which exchange stands in for")
         return exchange
