@@ -11,7 +11,7 @@ import optax
 from gradpart_jax import accounting, agreement
 from gradpart_jax.accounting import Wire
 from gradpart_jax.agreement import Agreement
-from gradpart_jax.checks import check_number, check_transformation
+from gradpart_jax.checks import check_axes, check_number, check_transformation
 from gradpart_jax.exchange import AxisName
 from gradpart_jax.states import add_bits, exchanged, fill, state_axes, states_of
 
@@ -50,7 +50,7 @@ def agreeing(
       An `optax.GradientTransformationExtraArgs`.
 
     Raises:
-      TypeError: tx is no transformation.
+      TypeError: tx is no transformation, or axis_name no name.
       ValueError: bits_per_element is out of range; (in init) tx accumulates by `optax.MultiSteps`.
 
     >>> import jax.numpy as jnp, optax, gradpart_jax as gp
@@ -60,6 +60,7 @@ def agreeing(
     [1.0, 1.0]
     """
     check_transformation("tx", tx)
+    check_axes(axis_name=axis_name)
     check_number("bits_per_element", bits_per_element, above=0.0, static=True)
     tx = optax.with_extra_args_support(tx)
 

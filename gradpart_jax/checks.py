@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import reprlib
+from collections.abc import Hashable
 from typing import Any
 
 import jax
@@ -56,6 +57,26 @@ def check_number(
         upper = f"at most {at_most:g}" if at_most < math.inf else f"below {below:g}"
         wanted = [b for b in (lower, upper) if "inf" not in b]
         raise ValueError(f"{name}={value!r} is out of range: give a number {' and '.join(wanted)}")
+
+
+def check_axes(**axes: Any) -> None:
+    """Check that arguments name mapped axes.
+
+    Args:
+      **axes: each a name, a tuple of names, or None, by the argument's name.
+
+    Raises:
+      TypeError: one is a list, a set, or nothing that can be a name.
+      ValueError: one is an empty tuple.
+
+    >>> check_axes(axis_name=("hosts", "chips"), model_axis=None)
+    """
+    for name, axis in axes.items():
+        if isinstance(axis, tuple) and not axis:
+            raise ValueError(f"{name}=() names no axis: give None for none")
+        for one in axis if isinstance(axis, tuple) else (axis,):
+            if isinstance(one, frozenset) or not isinstance(one, Hashable):
+                raise TypeError(f"{name}={axis!r} is no name of an axis: give a name, a tuple of names, or None")
 
 
 def check_transformation(name: str, value: Any) -> None:

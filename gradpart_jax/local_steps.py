@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from gradpart_jax.accounting import WORD_BITS
-from gradpart_jax.checks import check_integer, check_number, check_transformation
+from gradpart_jax.checks import check_axes, check_integer, check_number, check_transformation
 from gradpart_jax.exchange import AxisName, axis_size, position
 from gradpart_jax.outlook import GradpartState
 from gradpart_jax.replicated import replicated
@@ -137,7 +137,7 @@ def local_updates(
       bits of `gp.stats` are 0; dense bits at an exchange, and ratios, are those of a whole period.
 
     Raises:
-      TypeError: every is not an integer, or inner, exchange or outer no transformation.
+      TypeError: every is not an integer, axis_name no name, or inner, exchange or outer no transformation.
       ValueError: every or keep_own is out of range, or (in init) keep_own is given and exchange has not one memory, or
         (in update) its memory is not of all leaves.
 
@@ -154,6 +154,7 @@ def local_updates(
     (True, [2.0, 2.0, 2.0, 2.0])
     """
     check_integer("every", every, 1, 2**31 - 1)
+    check_axes(axis_name=axis_name)
     check_transformation("inner", inner)
     check_transformation("exchange", exchange)
     if outer is not None:

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 
 from gradpart_jax import accounting
 from gradpart_jax.accounting import WORD_BITS, Wire
+from gradpart_jax.checks import check_axes
 from gradpart_jax.exchange import AxisName, axis_size, least, mean, names
 
 
 def check_apart(axis_name: AxisName, inner_axis: AxisName, model_axis: AxisName) -> None:
-    """Check that no axis serves twice.
+    """Check that all are axes, and that none serves twice.
 
     Args:
       axis_name: the slow axis.
@@ -26,8 +27,10 @@ def check_apart(axis_name: AxisName, inner_axis: AxisName, model_axis: AxisName)
       model_axis: the one over which parameters are sharded.
 
     Raises:
-      ValueError: two of them share a name.
+      TypeError: one is no axis, nor a tuple of them.
+      ValueError: one is an empty tuple, or two of them share a name.
     """
+    check_axes(axis_name=axis_name, inner_axis=inner_axis, model_axis=model_axis)
     every = [*names(axis_name), *names(inner_axis), *names(model_axis)]
     twice = sorted({str(name) for name in every if every.count(name) > 1})
     if twice:

@@ -196,11 +196,24 @@ def test_shards_share_statistics_that_are_one_number_and_nothing_else(sharded) -
 
 
 @pytest.mark.parametrize(
-    "axes", [{"axis_name": "a", "inner_axis": "a"}, {"axis_name": ("a", "b"), "model_axis": "b"}], ids=str
+    ("axes", "words"),
+    [
+        ({"axis_name": "a", "inner_axis": "a"}, "give each axis of the mesh to one of them"),
+        ({"axis_name": ("a", "b"), "model_axis": "b"}, "give each axis of the mesh to one of them"),
+        ({"axis_name": ["a"]}, "axis_name=['a'] is no name of an axis"),
+        ({"axis_name": ()}, "axis_name=() names no axis: give None"),
+        ({"inner_axis": {"a"}}, "inner_axis={'a'} is no name of an axis"),
+        ({"model_axis": ("a", ["b"])}, "model_axis=('a', ['b']) is no name of an axis"),
+    ],
+    ids=str,
 )
-def test_an_axis_serves_once(axes) -> None:
-    with pytest.raises(ValueError, match=re.escape("give each axis of the mesh to one of them")):
+def test_an_axis_is_a_name_and_serves_once(axes, words: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=re.escape(words)):
         gp.partition_compress(**axes)
+    if axes.keys() == {"axis_name"}:
+        for wrap in (gp.agreeing, functools.partial(gp.local_updates, every=1, exchange=gp.dense_mean())):
+            with pytest.raises((TypeError, ValueError), match=re.escape(words)):
+                wrap(optax.sgd(0.1), **axes)
 
 
 # Recipes: a whole training step under shard_map, its state where gp.state_specs says
