@@ -39,10 +39,21 @@ def axis_size(axis_name: AxisName) -> int:
     Returns:
       Their number, a Python int.
 
+    Raises:
+      NameError: no such axis is mapped.
+
     >>> axis_size(None)
     1
     """
-    return 1 if axis_name is None else int(jax.lax.axis_size(axis_name))
+    if axis_name is None:
+        return 1
+    try:
+        return int(jax.lax.axis_size(axis_name))
+    except NameError as error:
+        raise NameError(
+            f"no axis {axis_name!r} is mapped here: call update inside of jax.pmap, jax.shard_map or jax.vmap with "
+            f"axis_name={axis_name!r}; or make the optimizer with axis_name=None, for one device alone"
+        ) from error
 
 
 def gather(payload: jax.Array, axis_name: AxisName) -> jax.Array:

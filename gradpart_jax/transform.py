@@ -76,9 +76,10 @@ def compress(
       An `optax.GradientTransformationExtraArgs`; extra arguments are ignored.
 
     Raises:
-      TypeError: scheme is not a Scheme, or (in init) a leaf is not real floating point.
+      TypeError: scheme is not a Scheme, an axis no name, or (in init) a leaf is not real floating point.
       ValueError: momentum, memory_decay or memory_allowance out of range, or not of use with this error_feedback; an
         axis given twice.
+      NameError: (in update) an axis is not mapped.
 
     >>> import jax, jax.numpy as jnp, gradpart_jax as gp
     >>> tx = gp.compress(gp.baselines.dense(), axis_name="w")
@@ -129,6 +130,8 @@ def compress(
 
     @_narrow
     def exchange(updates: Any, state: CompressState, layout: Layout) -> tuple[jax.Array, CompressState]:
+        for axis in (axis_name, inner_axis, model_axis):
+            axis_size(axis)  # says what to do where one is not mapped; collectives do not
         gradients, inner = meshes.average(updates, inner_axis)
         if by_estimate:
             vector, moving = feedback.difference(gradients, state.memory, layout), state.memory.velocity

@@ -565,6 +565,12 @@ def test_bad_trees_and_states_are_named() -> None:
     for other in ({"error_feedback": False}, {"momentum": 0.9}, {"error_feedback": "ef21"}, {"family": "gamma"}):
         with pytest.raises(ValueError, match=r"state's \S+ has the shape .* the same arguments as update"):
             DEFAULT_ALONE.update(PARAMS, partition(**other).init(PARAMS))
+    for axes in ({"axis_name": "nope"}, {"inner_axis": "nope"}, {"model_axis": "nope"}):
+        tx = gp.compress(gp.baselines.topk(0.1), **axes)
+        with pytest.raises(NameError, match="no axis 'nope' is mapped here: call update inside of"):
+            tx.update(PARAMS, tx.init(PARAMS))
+    with pytest.raises(NameError, match="no axis 'nope' is mapped here: call update inside of"):
+        (lambda tx: tx.update(PARAMS, tx.init(PARAMS), PARAMS))(gp.recipes.adamw(1e-3, "nope"))
     with pytest.raises(ValueError, match="0 states"):
         gp.stats(optax.sgd(0.1).init(PARAMS))
     with pytest.raises(ValueError, match="2 states"):
