@@ -14,7 +14,7 @@ import numpy as np
 from gradpart_jax.accounting import WORD_BITS
 from gradpart_jax.checks import check_integer, check_number
 from gradpart_jax.costs import MEASURED, ROUNDS, Calibration, Link
-from gradpart_jax.segments import Layout, layout_of
+from gradpart_jax.segments import Layout, layout_of, segment_names
 from gradpart_jax.sizes import Plan, led_bits, plan_of
 
 RATIOS = (10, 20, 30, 50, 100, 200, 300, 500, 1000)
@@ -143,6 +143,10 @@ def plan(
     if calibration is None:
         calibration = MEASURED
     elif not isinstance(calibration, Calibration):
+        if not isinstance(calibration, str | os.PathLike):
+            raise TypeError(
+                f"calibration={calibration!r} is no Calibration: give one, or a file of `train.bench calibrate`"
+            )
         calibration = Calibration.read(calibration)
     layout, parts = _layout(params)
     hosts = devices // chips
@@ -260,11 +264,14 @@ def _mildest(estimates: list[Estimate], bound: float) -> Estimate:
 
 
 def _layout(params: Any) -> tuple[Layout, int]:
-    if isinstance(params, int | float | np.integer):
-        check_integer("params", int(params) if isinstance(params, np.integer) else params, 1, 2**50)
+    if isinstance(params, int | float | np.number):
+        check_integer("params", params, 1, 2**50)
         elements = int(params)
         parts = -(-elements // LARGEST_PART)
         return layout_of(jax.ShapeDtypeStruct((elements // parts,), jnp.float32)), parts
+    for name, leaf in zip(segment_names(params), jax.tree.leaves(params), strict=True):
+        if not (isinstance(leaf, int | float) or hasattr(leaf, "shape")):
+            raise TypeError(f"params has the leaf {name!r}, which is {leaf!r}: give arrays, or a number of elements")
     layout = layout_of(params)
     if not layout.elements:
         raise ValueError("params has no elements: give a tree with some, or their number")

@@ -122,8 +122,15 @@ def test_bad_arguments_are_named(arguments, words: str) -> None:
 
 
 def test_a_number_of_elements_is_whole() -> None:
-    with pytest.raises(TypeError, match=r"params=25000000\.0 is not an integer"):
-        gp.plan(25e6, 4, 100)
+    for number in (25e6, np.float32(25e6), True):
+        with pytest.raises(TypeError, match=re.escape(f"params={number!r} is not an integer")):
+            gp.plan(number, 4, 100)
+    for tree, words in (("x", "leaf '', which is 'x'"), ({"a": [None, "b"]}, "leaf 'a/1', which is 'b'")):
+        with pytest.raises(TypeError, match=words):
+            gp.plan(tree, 4, 100)
+    with pytest.raises(TypeError, match="calibration=3 is no Calibration"):
+        gp.plan(N, 4, 100, calibration=3)
+    assert gp.plan(np.int64(N), 4, 100) == gp.plan(N, 4, 100)
 
 
 def test_measured_rows_outlive_a_run_of_other_settings_and_an_interruption(tmp_path, monkeypatch, capsys) -> None:
