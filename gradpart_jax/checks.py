@@ -55,8 +55,9 @@ def check_number(
     if not (above < number < below and at_least <= number <= at_most):
         lower = f"at least {at_least:g}" if at_least > -math.inf else f"above {above:g}"
         upper = f"at most {at_most:g}" if at_most < math.inf else f"below {below:g}"
-        wanted = [b for b in (lower, upper) if "inf" not in b]
-        raise ValueError(f"{name}={value!r} is out of range: give a number {' and '.join(wanted)}")
+        wanted = " and ".join(b for b in (lower, upper) if "inf" not in b)
+        kind = "number" if math.isfinite(number) else "finite number"
+        raise ValueError(f"{name}={value!r} is out of range: give a {kind} {wanted}".rstrip())
 
 
 def check_axes(**axes: Any) -> None:
@@ -94,8 +95,8 @@ def check_transformation(name: str, value: Any) -> None:
     """
     if not (callable(getattr(value, "init", None)) and callable(getattr(value, "update", None))):
         raise TypeError(
-            f"{name}={reprlib.repr(value)} is no optax transformation: give one, such as optax.sgd(0.1), and of a Scheme "
-            "gp.compress(scheme, axis_name)"
+            f"{name}={reprlib.repr(value)} is no optax transformation: give one, such as optax.sgd(0.1), and of a "
+            "Scheme gp.compress(scheme, axis_name)"
         )
 
 

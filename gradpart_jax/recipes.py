@@ -12,13 +12,13 @@ behind the exchange, for of what is sparse most are 0. That loses more, and allo
 
 Of all recipes: `ratio` is of payload bytes over all steps, so that an exchange each `every` steps sends `every` times
 more; `clip` is the largest norm of a local gradient, None for any; `exchange` stands in for
-`gp.partition_compress(axis_name, ratio=ratio / every)`, of which further keywords are arguments. Where devices run
-Adam, Lion or Muon by themselves, the rule is "energy": all leaves' changes have one scale then. Adam on a device sees
-the noise of its own batch, where behind the mean it would see that of all batches: for a twentieth of the bytes devices
-tell one another how much they agree (`agreement`, see `gp.agreeing`), and the learning rate of dense training is right,
-with a linear rise over the first twentieth of the steps and a decay to 0. Momentum carries on what a device did before
-it heard of the others: a lower b1, such as 0.7, may gain much, and Nesterov's form of it makes up for a part of the
-delay.
+`gp.partition_compress(axis_name, ratio=ratio / every)`, of which further keywords but bits_per_element, which is 32 /
+ratio, are arguments. Where devices run Adam, Lion or Muon by themselves, the rule is "energy": all leaves' changes have
+one scale then. Adam on a device sees the noise of its own batch, where behind the mean it would see that of all
+batches: for a twentieth of the bytes devices tell one another how much they agree (`agreement`, see `gp.agreeing`), and
+the learning rate of dense training is right, with a linear rise over the first twentieth of the steps and a decay to 0.
+Momentum carries on what a device did before it heard of the others: a lower b1, such as 0.7, may gain much, and
+Nesterov's form of it makes up for a part of the delay.
 """
 
 from __future__ import annotations
@@ -85,6 +85,7 @@ def sgd(
     >>> gp.params_axis(tx.init(jnp.zeros(4)))
     0
     """
+    check_number("momentum", momentum, at_least=0.0, below=1.0, optional=True)
     decay = _decay(weight_decay, mask)
     masked = (exchange is None or isinstance(exchange, str)) and replicate and momentum
     if masked:
@@ -362,6 +363,11 @@ def _exchange(
         if compression:
             raise ValueError(f"{', '.join(compression)}: arguments of partition_compress, which exchange stands in for")
         return exchange
+    if "bits_per_element" in compression:
+        raise ValueError(
+            f"bits_per_element={compression['bits_per_element']!r} is no argument of recipes, which go by ratio alone: "
+            "give ratio=32 / bits_per_element"
+        )
     if ratio < every:
         raise ValueError(f"every={every} steps to a dense exchange save more than ratio={ratio:g}: raise the ratio")
     # Where the optimizer has brought all leaves to one scale, one threshold serves them all
