@@ -208,13 +208,18 @@ def inspect(opt_state: Any, family: str = predictor.DEFAULT_FAMILY) -> Inspectio
       An Inspection.
 
     Raises:
-      ValueError: there is no such state, or no such family.
+      ValueError: there is no such state, no such family, or it is not the state's.
     """
     found = find_state(opt_state)
     state = found.scheme.shared
     find_family(family)
     if not isinstance(state, GradpartState):
         raise ValueError("opt_state holds no state of gp.partition_compress: there is no forecast to show")
+    if jax.tree.map(jnp.shape, predictor.load(family)) != jax.tree.map(jnp.shape, state.weights):
+        raise ValueError(
+            f"family={family!r} is not that of opt_state's predictor: give the one that the compressor was made with, "
+            "and the state of one device"
+        )
     forecast = predictor.forecast(state.weights, state.summary, family)
     return Inspection(
         edges=summaries.edges(state.summary.top),
