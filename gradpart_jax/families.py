@@ -288,6 +288,6 @@ def family(name: str) -> Family:
     >>> family("laplace").survival(jnp.float32(0.0), jnp.zeros(0))
     Array(1., dtype=float32)
     """
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         raise ValueError(f"family={name!r} is unknown: choose one of {', '.join(FAMILIES)}")
     return FAMILIES[name]

@@ -117,7 +117,7 @@ def entropy_rule(name: str) -> Rule:
     Raises:
       ValueError: no such rule.
     """
-    if name not in ENTROPY_RULES:
+    if not isinstance(name, str) or name not in ENTROPY_RULES:
         raise ValueError(f"entropy_rule={name!r} is unknown: choose one of {', '.join(ENTROPY_RULES)}")
     return ENTROPY_RULES[name]
 

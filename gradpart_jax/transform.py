@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import numbers
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from gradpart_jax import accounting, feedback, meshes
@@ -76,7 +78,8 @@ def compress(
       An `optax.GradientTransformationExtraArgs`; extra arguments are ignored.
 
     Raises:
-      TypeError: scheme is not a Scheme, an axis no name, or (in init) a leaf is not real floating point.
+      TypeError: scheme is not a Scheme, an axis no name, (in init) a leaf is not real floating point, or (in update)
+        the state is another transformation's.
       ValueError: momentum, memory_decay or memory_allowance out of range, or not of use with this error_feedback; an
         axis given twice.
       NameError: (in update) an axis is not mapped.
@@ -94,7 +97,7 @@ def compress(
     check_number("momentum", momentum, at_least=0.0, below=1.0, optional=True)
     check_number("memory_decay", memory_decay, above=0.0, at_most=1.0)
     check_number("memory_allowance", memory_allowance, at_least=0.0, below=float("inf"))
-    if not isinstance(error_feedback, bool) and error_feedback != EF21:
+    if not isinstance(error_feedback, bool | np.bool_) and error_feedback != EF21:
         raise ValueError(f"error_feedback={error_feedback!r} is no feedback: give True, False or {EF21!r}")
     by_estimate = error_feedback == EF21
     lossless = is_fixed(memory_decay, 1.0) and is_fixed(memory_allowance, 0.0)
@@ -164,6 +167,8 @@ def compress(
 
 def _check_leaves(params: Any) -> None:
     for name, leaf in zip(segment_names(params), jax.tree.leaves(params), strict=True):
+        if not (isinstance(leaf, numbers.Number) or hasattr(leaf, "dtype")):
+            raise TypeError(f"leaf {name!r} is {leaf!r}, which is no array: leave it out with optax.masked")
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
@@ -174,6 +179,10 @@ def _check_leaves(params: Any) -> None:
 
 def _check_state(state: CompressState, init: Callable[[Any], CompressState], updates: Any) -> None:
     """Refuse a state that was made for another tree, or by other arguments: of a memory too many nobody would hear."""
+    if not isinstance(state, CompressState):
+        raise TypeError(
+            f"update got {type(state).__name__}, which is no state of gp.compress: give what init or update gave"
+        )
     found, wanted = (_shapes(tree) for tree in (state, jax.eval_shape(init, updates)))
     for name in wanted | found:
         if found.get(name) != wanted.get(name):

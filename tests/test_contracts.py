@@ -283,7 +283,9 @@ def test_strict_promotion_and_warnings_as_errors_in_the_program_are_borne(name: 
 
 
 def test_numpy_numbers_are_numbers() -> None:
-    given = gp.partition_compress(AXIS, ratio=np.float32(100), exchange="reduce_scatter", devices=np.int64(4))
+    given = gp.partition_compress(
+        AXIS, ratio=np.float32(100), exchange="reduce_scatter", devices=np.int64(4), error_feedback=np.True_
+    )
     usual = gp.partition_compress(AXIS, ratio=100.0, exchange="reduce_scatter", devices=4)
     assert jax.eval_shape(given.init, PARAMS) == jax.eval_shape(usual.init, PARAMS)
 
@@ -533,6 +535,7 @@ DEFAULT_ALONE = partition()
         ({"ratio": 100, "bits_per_element": 0.3}, ValueError, "give one of them"),
         ({"ratio": 0.5}, ValueError, "ratio=0.5"),
         ({"ratio": "high"}, TypeError, "ratio='high'"),
+        ({"ratio": float("inf")}, ValueError, "ratio=inf is out of range: give a finite number at least 1"),
         ({"bits_per_element": 0.0}, ValueError, "bits_per_element=0.0"),
         ({"bits_per_element": 33}, ValueError, "bits_per_element=33"),
         ({"bits_per_element": float("nan")}, ValueError, "bits_per_element=nan"),
@@ -546,7 +549,9 @@ DEFAULT_ALONE = partition()
         ({"learn_every": -2}, ValueError, "learn_every=-2"),
         ({"key_bits": 1}, ValueError, "key_bits=1"),
         ({"family": "cauchy"}, ValueError, "laplace"),
+        ({"family": ["laplace"]}, ValueError, "family=['laplace'] is unknown"),
         ({"entropy_rule": "none"}, ValueError, "perplexity"),
+        ({"entropy_rule": {}}, ValueError, "entropy_rule={} is unknown"),
         ({"seed": "a"}, TypeError, "seed='a'"),
     ],
 )
@@ -558,6 +563,8 @@ def test_bad_arguments_are_named(arguments, error, words: str) -> None:
 def test_bad_trees_and_states_are_named() -> None:
     with pytest.raises(TypeError, match="'a' is int32"):
         DEFAULT.init({"a": jnp.zeros(3, jnp.int32)})
+    with pytest.raises(TypeError, match="leaf 'a' is 'x', which is no array"):
+        DEFAULT.init({"a": "x"})
     with pytest.raises(TypeError, match="not a Scheme"):
         gp.compress("topk")
     with pytest.raises(ValueError, match="call init with the same tree"):
@@ -565,6 +572,9 @@ def test_bad_trees_and_states_are_named() -> None:
     for other in ({"error_feedback": False}, {"momentum": 0.9}, {"error_feedback": "ef21"}, {"family": "gamma"}):
         with pytest.raises(ValueError, match=r"state's \S+ has the shape .* the same arguments as update"):
             DEFAULT_ALONE.update(PARAMS, partition(**other).init(PARAMS))
+    for other in (None, optax.adam(0.1).init(PARAMS)[0]):
+        with pytest.raises(TypeError, match=f"update got {type(other).__name__}, which is no state of gp.compress"):
+            DEFAULT_ALONE.update(PARAMS, other)
     for axes in ({"axis_name": "nope"}, {"inner_axis": "nope"}, {"model_axis": "nope"}):
         tx = gp.compress(gp.baselines.topk(0.1), **axes)
         with pytest.raises(NameError, match="no axis 'nope' is mapped here: call update inside of"):
@@ -579,3 +589,5 @@ def test_bad_trees_and_states_are_named() -> None:
         gp.inspect(DENSE.init(PARAMS))
     with pytest.raises(ValueError, match="family='cauchy' is unknown"):
         gp.inspect(DEFAULT.init(PARAMS), family="cauchy")
+    with pytest.raises(ValueError, match=r"family='laplace' is not that of opt_state's predictor"):
+        gp.inspect(DEFAULT.init(PARAMS), family="laplace")
