@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gradpart_jax.agreement import Agreement
+from gradpart_jax.checks import check_axes
 from gradpart_jax.exchange import AxisName, names
 from gradpart_jax.states import CompressState, state_axes
 
@@ -37,6 +39,7 @@ def state_specs(
       The same structure of PartitionSpec.
 
     Raises:
+      TypeError: an axis is no name, nor a tuple of names.
       ValueError: a number that differs per device has no dimension to lie along.
 
     >>> import jax.numpy as jnp, gradpart_jax as gp
@@ -46,6 +49,7 @@ def state_specs(
     >>> specs.memory.residual == P("hosts"), specs.stats.sent == P()
     (True, True)
     """
+    check_axes(axis_name=axis_name, model_axis=model_axis)
     shards = names(model_axis)
     own, nowhere = _along((*names(axis_name), *shards)), PartitionSpec()
     structure = None if param_specs is None else jax.tree.structure(param_specs, is_leaf=_is_spec)
@@ -105,8 +109,9 @@ def over_devices(
       The function of whole arrays, compiled by `jax.jit`.
 
     Raises:
-      ValueError: an axis is neither 0 nor None; (when called) an argument with a device axis has other than one row for
-        each device.
+      TypeError: axis_name is no name, nor a tuple of names.
+      ValueError: axis_name is none of the mesh's; an axis is neither 0 nor None; (when called) an argument with a
+        device axis has other than one row for each device.
 
     >>> import jax, jax.numpy as jnp, gradpart_jax as gp
     >>> mesh = jax.make_mesh((1,), ("hosts",), devices=jax.devices()[:1])
@@ -114,7 +119,11 @@ def over_devices(
     >>> mean(jnp.ones((1, 3))).shape
     (3,)
     """
+    check_axes(axis_name=axis_name)
+    if axis_name is None or not set(names(axis_name)) <= set(mesh.axis_names):
+        raise ValueError(f"axis_name={axis_name!r} is no axis of the mesh: give one of {mesh.axis_names}, or a tuple")
     own, everywhere = _along(names(axis_name)), PartitionSpec()
+    devices = math.prod(mesh.shape[name] for name in names(axis_name))
     in_axes = tuple(in_axes) if isinstance(in_axes, list) else in_axes
     mesh = Mesh(mesh.devices, mesh.axis_names)  # shard_map would not place arguments on axes that are explicit
 
@@ -127,11 +136,11 @@ def over_devices(
         return jax.tree.map(spec, axes, is_leaf=lambda axis: axis is None)
 
     def row(x: Any, axis: int | None) -> Any:
-        if axis is None:
-            return x
-        if x.shape[0] != 1:
-            raise ValueError(f"{x.shape[0]} rows of an argument for each device, not one: stack one for each device")
-        return jax.lax.squeeze(x, [0])
+        return x if axis is None else jax.lax.squeeze(x, [0])
+
+    def check(x: Any, axis: int | None) -> None:
+        if axis is not None and jnp.shape(x)[:1] != (devices,):
+            raise ValueError(f"an argument of shape {jnp.shape(x)} on {devices} devices: stack one row for each device")
 
     def one_device(*arguments: Any) -> Any:
         result = function(*each_leaf(row, arguments, in_axes))
@@ -139,8 +148,15 @@ def over_devices(
 
     made = specs(out_axes)
     mapped = jax.shard_map(one_device, mesh=mesh, in_specs=specs(in_axes), out_specs=made, check_vma=False)
+
+    def whole(*arguments: Any) -> Any:
+        if isinstance(in_axes, tuple) and len(in_axes) != len(arguments):
+            raise ValueError(f"{len(in_axes)} in_axes for {len(arguments)} arguments: give one for each")
+        each_leaf(check, arguments, in_axes)
+        return mapped(*arguments)
+
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), made, is_leaf=_is_spec)
-    return jax.jit(mapped, out_shardings=shardings, donate_argnums=donate_argnums)
+    return jax.jit(whole, out_shardings=shardings, donate_argnums=donate_argnums)
 
 
 def each_leaf(function: Callable[[Any, int | None], Any], tree: Any, axes: Any) -> Any:

@@ -338,8 +338,14 @@ def test_a_recipe_trains_over_the_devices_of_a_mesh_as_by_vmap() -> None:
     jax.tree.map(np.testing.assert_array_equal, there[0], here[0])
     assert step._cache_size() == 1
     assert gp.stats(there[1]).payload_bits == gp.stats(here[1]).payload_bits[0] > 0
-    with pytest.raises(ValueError, match="2 rows of an argument for each device"):
-        begin(jnp.arange(2 * W))
+    for odd in (jnp.arange(2 * W), jnp.arange(W - 1), 1.0):
+        with pytest.raises(ValueError, match="on 4 devices: stack one row for each device"):
+            begin(odd)
+    with pytest.raises(ValueError, match="1 in_axes for 2 arguments"):
+        begin(devices, devices)
+    for name in (None, "nope", (AXIS, "nope")):
+        with pytest.raises(ValueError, match="is no axis of the mesh: give one of"):
+            over(lambda x: x, axis_name=name)
     # Every axis is the first where none is named, as pmap has it
     assert over(lambda x: x + W)(devices).tolist() == [4, 5, 6, 7]
     with pytest.raises(ValueError, match="1 in in_axes or out_axes"):
@@ -397,6 +403,13 @@ def test_the_loop_in_the_readme_learns_at_its_ratio(swaps: dict[str, str]) -> No
         (lambda: gp.recipes.adamw(0.1, every=0), "every=0 is out of range"),
         (lambda: gp.recipes.adamw(0.1, ratio=0.5), "ratio=0.5 is out of range"),
         (lambda: gp.recipes.adamw(0.1, ratio=4, every=8), "raise the ratio"),
+        (lambda: gp.recipes.adamw(0.1, bits_per_element=1), "give ratio=32 / bits_per_element"),
+        (
+            lambda: gp.recipes.adamw(0.1, ratio=float("inf")),
+            "ratio=inf is out of range: give a finite number at least 1",
+        ),
+        (lambda: gp.recipes.sgd(0.1, momentum=2.0), "momentum=2.0 is out of range"),
+        (lambda: gp.recipes.sgd(0.1, momentum=float("nan"), exchange=gp.dense_mean()), "momentum=nan is out of range"),
         (lambda: gp.recipes.adamw(0.1, every=2, replicate=True), "exclude one another"),
         (lambda: gp.recipes.sgd(0.1, clip=0.0), "clip=0.0 is out of range"),
         (lambda: gp.recipes.sgd(0.1, exchange=gp.dense_mean(), rungs=2), "rungs: arguments of partition_compress"),
