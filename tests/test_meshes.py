@@ -157,6 +157,15 @@ def test_one_shard_s_bad_number_makes_every_shard_skip(feedback) -> None:
     assert (new.stats.nonfinite == 1).all()
 
 
+def test_shards_in_any_number_agree_that_all_is_finite() -> None:
+    """The mean of as many ones is not 1."""
+    tx = gp.compress(gp.baselines.randomk(0.1), "outer", model_axis="inner")
+    g = jnp.ones((1, 41, 64))
+    _, state = nested(tx)(g, stack(tx.init(g[0, 0]), 1, 41))
+    assert (state.stats.nonfinite == 0).all()
+    assert (state.scheme.shared == 1).all()
+
+
 @pytest.fixture(scope="module")
 def sharded():
     """Three steps on two devices of data by two of shards, both ways."""
