@@ -335,6 +335,19 @@ def test_powersgd_recovers_from_zero_gradients_and_dependent_columns() -> None:
     assert float(jnp.linalg.norm(state.memory.residual)) < 12 * float(jnp.linalg.norm(full))
 
 
+def test_powersgds_program_does_not_grow_with_the_rank() -> None:
+    orthonormalise = importlib.import_module("gradpart_jax.baselines.powersgd").orthonormalise
+    two, many = (len(jax.make_jaxpr(orthonormalise)(jnp.zeros((1, 40, rank))).pretty_print()) for rank in (2, 30))
+    assert many < 1.1 * two
+    columns = np.random.default_rng(0).normal(size=(40, 30))
+    columns[:, 7] = columns[:, 3]
+    found, rest = np.asarray(jax.jit(orthonormalise)(jnp.asarray(columns, jnp.float32))), np.arange(30) != 7
+    assert not found[:, 7].any()
+    expected = orthonormal(columns[:, rest])
+    signs = np.sign(np.sum(expected * found[:, rest], axis=0))
+    np.testing.assert_allclose(found[:, rest], expected * signs, atol=1e-4)
+
+
 def test_demo_sends_the_largest_cosine_coefficients_of_a_decaying_momentum() -> None:
     scipy_fft = pytest.importorskip("scipy.fft", reason="scipy is the reference for the cosine transform")
     keep, chunk, decay = 8, 16, 0.9

@@ -14,7 +14,7 @@ from gradpart_jax.feedback import Sent
 from gradpart_jax.matrices import matrix, matrix_shape
 from gradpart_jax.replicated import replicated, seeded
 from gradpart_jax.scheme import Reduced, Scheme, SchemeState, Settle, dense_report
-from gradpart_jax.segments import ALIGNMENT, Layout, loosen, tighten
+from gradpart_jax.segments import Layout, loosen, tighten
 
 
 class PowerState(NamedTuple):
@@ -132,7 +132,7 @@ def groups_of(layout: Layout, rank: int, min_compression: float) -> list[Group]:
 
 
 def orthonormalise(columns: jax.Array) -> jax.Array:
-    """Make columns orthonormal, from the first on (modified Gram-Schmidt, each column cleared twice).
+    """Make columns orthonormal, from the first on (classical Gram-Schmidt, each column cleared twice).
 
     Args:
       columns: float32[..., n, r].
@@ -140,18 +140,24 @@ def orthonormalise(columns: jax.Array) -> jax.Array:
     Returns:
       float32[..., n, r]; a column that depends on those before it, or is 0, becomes 0.
     """
-    done: list[jax.Array] = []
-    for i in range(columns.shape[-1]):
-        column = columns[..., i]
-        greatest = jnp.max(jnp.abs(column), axis=-1, keepdims=True)
+    places = jnp.arange(columns.shape[-1], dtype=jnp.int32)
+
+    # A loop, for the program to be of the same length whatever the rank.
+    def clear(i: jax.Array, columns: jax.Array) -> jax.Array:
+        column = jax.lax.dynamic_index_in_dim(columns, i, axis=-1)
+        done = jnp.where(places < i, columns, 0.0)
+        greatest = jnp.max(jnp.abs(column), axis=-2, keepdims=True)
         column = column * jnp.where(greatest > 0, 1.0 / jnp.where(greatest > 0, greatest, 1.0), 0.0)
-        length = jnp.sqrt(jnp.sum(column * column, axis=-1, keepdims=True))
-        for other in done + done:
-            column = column - jnp.sum(other * column, axis=-1, keepdims=True) * other
-        left = jnp.sqrt(jnp.sum(column * column, axis=-1, keepdims=True))
+        length = jnp.sqrt(jnp.sum(column * column, axis=-2, keepdims=True))
+        for _ in range(2):
+            along = jnp.sum(done * column, axis=-2, keepdims=True)
+            column = column - jnp.sum(done * along, axis=-1, keepdims=True)
+        left = jnp.sqrt(jnp.sum(column * column, axis=-2, keepdims=True))
         new = left > 1e-5 * length
-        done.append(column * jnp.where(new, 1.0 / jnp.where(new, left, 1.0), 0.0))
-    return jnp.stack(done, axis=-1)
+        column = column * jnp.where(new, 1.0 / jnp.where(new, left, 1.0), 0.0)
+        return jax.lax.dynamic_update_index_in_dim(columns, column, i, axis=-1)
+
+    return jax.lax.fori_loop(0, columns.shape[-1], clear, columns)
 
 
 def _low_rank_step(
@@ -202,8 +208,7 @@ def _mean_of(parts: list[jax.Array], axis_name: AxisName) -> tuple[list[jax.Arra
 
 
 def _assemble(parts: dict[int, jax.Array], layout: Layout) -> jax.Array:
-    padded = [jnp.pad(parts[s].reshape(-1), (0, -parts[s].size % ALIGNMENT)) for s in sorted(parts)]
-    return jnp.concatenate(padded)
+    return loosen(jnp.concatenate([parts[s].reshape(-1) for s in sorted(parts)]), layout)
 
 
 def _orthonormal(groups: list[jax.Array]) -> list[jax.Array]:
