@@ -77,19 +77,20 @@ def exchange_coded(
     finite = jnp.all(jnp.isfinite(vector))
     words = _write(coded._replace(scales=jnp.where(finite, coded.scales, jnp.nan)), form)
     payloads = gather(words, axis_name)
-    everywhere = jnp.all(jnp.isfinite(jax.vmap(lambda w: _scales(w, form))(payloads)))
-    own = decode(coded.codes, jnp.where(everywhere, coded.scales, 0.0))
-    memory = settle(own, everywhere)
+    known = jnp.all(jnp.isfinite(jax.vmap(lambda w: _scales(w, form))(payloads)))
 
     def receive(total: jax.Array, words: jax.Array) -> tuple[jax.Array, None]:
         codes = bits.unpack(words[: form.code_words], form.elements, form.width)
-        return total + decode(codes, jnp.where(everywhere, _scales(words, form), 0.0)), None
+        return total + decode(codes, jnp.where(known, _scales(words, form), 0.0)), None
 
     total, _ = jax.lax.scan(receive, alike(jnp.zeros(vector.shape), payloads), payloads)
     devices = axis_size(axis_name)
+    # Of finite numbers too a sum may be infinite.
+    everywhere = known & jnp.all(jnp.isfinite(total))
+    own = decode(coded.codes, jnp.where(everywhere, coded.scales, 0.0))
     return Reduced(
-        mean=total / devices,
-        memory=memory,
+        mean=jnp.where(everywhere, total / devices, 0.0),
+        memory=settle(own, everywhere),
         finite=everywhere,
         wire=gathered(WORD_BITS * form.words, devices),
         report=dense_report(layout),

@@ -64,7 +64,7 @@ def nearest(values: jax.Array, steps: jax.Array, most: int) -> jax.Array:
 def by_chance(values: jax.Array, steps: jax.Array, most: int, random: jax.Array) -> jax.Array:
     """Count the steps in each magnitude; a part of a step counts as one with a probability as large as itself.
 
-    The expectation is the magnitude, within 2^-17 of a step: the fraction has 16 bits.
+    The expectation is the magnitude, within 2^-15 of a step: the fraction has 16 bits.
 
     Args:
       values: float32[...], of at most LARGEST_LEVEL steps.
@@ -102,10 +102,10 @@ def read(codes: jax.Array, steps: jax.Array, width: int) -> jax.Array:
       width: bits of a code.
 
     Returns:
-      float32[...].
+      float32[...], finite where the steps are.
     """
-    top = jnp.uint32(1) << (width - 1)
-    size = (codes & (top - 1)).astype(jnp.float32) * steps
+    top, most = jnp.uint32(1) << (width - 1), float(jnp.finfo(jnp.float32).max)
+    size = jnp.clip((codes & (top - 1)).astype(jnp.float32) * steps, -most, most)
     return jnp.where(codes & top > 0, -size, size)
 
 

@@ -276,6 +276,9 @@ def test_a_nonfinite_gradient_on_one_device_changes_nothing_anywhere(case: Case)
     out, state = by_vmap(case)(gradients(10), state)
     assert (state.stats.nonfinite == 3).all()
     assert np.isfinite(flat(out)).all()
+    # Nor does a sum that is not, of numbers that are
+    out, state = by_vmap(case)(jax.tree.map(lambda x: jnp.full_like(x, 3e38), g), state)
+    assert np.isfinite(flat(out)).all()
 
 
 @each(lambda case: case.conserves and case.feedback is True)

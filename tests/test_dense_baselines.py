@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import gradpart_jax as gp
-from gradpart_jax import baselines, levels
+from gradpart_jax import baselines, coded, levels
 
 W, AXIS, STEPS = 4, "w", 4
 SHAPES = {"bias": (7,), "conv": (3, 3, 4, 20), "kernel": (40, 50), "scale": ()}
@@ -231,6 +231,22 @@ def test_natural_draws_the_powers_of_two_around_a_value() -> None:
     up = ((outs == 2 * low) & (low != 0)).mean(axis=0)
     assert (np.abs(up - chance) <= 7 * standard + 20 / len(outs)).all()
     assert outs.var(axis=0).sum() <= (vector**2).sum() / 8 * 1.05
+
+
+@pytest.mark.parametrize(("scheme", "word"), [(baselines.natural(), 2**32 - 1), (baselines.int8(), 0x7F7F7F7F)])
+def test_any_words_decode_to_finite_values(monkeypatch, scheme: gp.Scheme, word: int) -> None:
+    gather = coded.gather
+
+    def tampered(words: jax.Array, axis_name: str | None) -> jax.Array:
+        scales = jnp.uint32(min(word, 0x7F7F7F7F))  # of which those that are not finite say that all is not
+        return jnp.full_like(gather(words, axis_name), jnp.uint32(word)).at[:, -1].set(scales)
+
+    monkeypatch.setattr(coded, "gather", tampered)
+    tx = gp.compress(scheme)
+    out, state = tx.update(jnp.ones(64), tx.init(jnp.ones(64)))
+    assert np.isfinite(out).all()
+    assert (np.abs(out) > 1e38).all()
+    assert gp.stats(state).nonfinite == 0
 
 
 def qsgd(x: np.ndarray, uniform) -> np.ndarray:

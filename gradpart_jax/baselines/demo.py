@@ -15,6 +15,7 @@ from gradpart_jax.checks import check_integer
 from gradpart_jax.exchange import AxisName, axis_size, gather
 from gradpart_jax.matrices import matrix, matrix_shape
 from gradpart_jax.reductions import alone
+from gradpart_jax.replicated import rounded
 from gradpart_jax.scheme import Reduced, Report, Scheme, SchemeState, Settle, dense_report
 from gradpart_jax.segments import Layout, loosen
 from gradpart_jax.varying import alike
@@ -93,14 +94,16 @@ def demo(keep: int = 32, chunk: int = 64, *, sign: bool = True) -> Scheme:
         cuts = np.cumsum([0, *[part.size for part in parts]])
         received = [_read(payloads[:, at:end], t) for at, end, t in zip(cuts[:-1], cuts[1:], groups, strict=True)]
         # A device whose vector is not finite sends values that are not.
-        everywhere = jnp.all(jnp.stack([jnp.all(jnp.isfinite(kept.values)) for kept in received]))
+        known = jnp.all(jnp.stack([jnp.all(jnp.isfinite(kept.values)) for kept in received]))
 
         def decode(several: list[Kept]) -> jax.Array:
-            averages = [_average(kept, everywhere, tiles) for kept, tiles in zip(several, groups, strict=True)]
+            averages = [_average(kept, known, tiles) for kept, tiles in zip(several, groups, strict=True)]
             return _restore(averages, groups, layout)
 
-        memory = settle(decode([_alone(kept) for kept in own]), everywhere)
         average = decode(received)
+        everywhere = known & jnp.all(jnp.isfinite(average))
+        average = jnp.where(everywhere, average, 0.0)
+        memory = settle(decode([_alone(kept) for kept in own]), everywhere)
         outcome = Reduced(
             mean=jnp.sign(average) if sign else average,
             memory=memory,
@@ -188,8 +191,7 @@ def _twice(left: jax.Array, chunks: jax.Array, right: jax.Array) -> jax.Array:
 
 
 def _sum(products: list[jax.Array]) -> jax.Array:
-    rounded = [jax.lax.reduce_precision(product, 8, 23) for product in products]
-    return functools.reduce(jnp.add, rounded)
+    return functools.reduce(jnp.add, map(rounded, products))
 
 
 def _alone(kept: Kept) -> Kept:

@@ -51,7 +51,8 @@ def natural(seed: int = 0) -> Scheme:
         codes = (raw >> 31 << (BITS - 1)) | jnp.where(tiny, 0, exponent)
 
         def decode(codes: jax.Array, scales: jax.Array) -> jax.Array:
-            power = jax.lax.bitcast_convert_type((codes & 0xFF) << MANTISSA, jnp.float32)
+            exponent = jnp.minimum(codes & 0xFF, LARGEST_EXPONENT)
+            power = jax.lax.bitcast_convert_type(exponent << MANTISSA, jnp.float32)
             signed = jnp.where(codes >> (BITS - 1) > 0, -power, power)
             return jnp.where(scales[0] > 0, signed, 0.0)
 
