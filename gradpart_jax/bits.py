@@ -155,19 +155,21 @@ def keep(words: jax.Array, capacity: int | jax.Array, turn: jax.Array) -> jax.Ar
     return jax.lax.cond(count > capacity, drop, lambda w: w, words)
 
 
-def scramble(size: int, turn: jax.Array) -> jax.Array:
+def scramble(size: int, turn: jax.Array, width: int = WORD) -> jax.Array:
     """Draw a number for each place, other ones in each turn.
 
     Args:
-      size: n.
+      size: n, at most 2^width.
       turn: int32[], a step counter.
+      width: bits of a number, 17 to 32.
 
     Returns:
-      uint32[n], all different.
+      uint32[n], below 2^width, all different.
     """
-    x = jax.lax.iota(jnp.uint32, size) * jnp.uint32(0x9E3779B1) + turn.astype(jnp.uint32)
-    for shift, factor in ((16, 0x21F0AAAD), (15, 0x735A2D97), (15, 1)):  # a bijective mixer of 32 bits
-        x = (x ^ (x >> shift)) * jnp.uint32(factor)
+    most = jnp.uint32(2**width - 1)
+    x = jax.lax.iota(jnp.uint32, size) * jnp.uint32(0x9E3779B1) + turn.astype(jnp.uint32) & most
+    for shift, factor in ((16, 0x21F0AAAD), (15, 0x735A2D97), (15, 1)):  # a bijective mixer of as many bits
+        x = (x ^ (x >> shift)) * jnp.uint32(factor) & most
     return x
 
 

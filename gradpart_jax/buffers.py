@@ -12,7 +12,7 @@ from gradpart_jax.bits import WORD, scramble
 from gradpart_jax.prefix_sums import prefix_sum
 from gradpart_jax.varying import alike, axes_of
 
-LARGEST_LOT = 2**31 - 2
+LOT_BITS = 30  # so that int32 holds one more than the largest
 
 
 class Buffer(NamedTuple):
@@ -94,7 +94,7 @@ def largest(
     """Flag the largest scores, exactly as many as fit; which of equal ones, changes from turn to turn.
 
     Args:
-      scores: float32[C], non-negative.
+      scores: float32[C], non-negative, C at most 2^30.
       filled: bool[C]; other slots are empty.
       capacity: how many to flag at most.
       turn: int32[], a step counter.
@@ -109,20 +109,23 @@ def largest(
     """
     size = scores.shape[0]
     if size == 0 or (isinstance(capacity, int) and capacity == 0):
-        return jnp.zeros(size, bool), jnp.float32(1.0)
+        return jnp.zeros(size, bool), jnp.float32(jnp.inf)
     pattern = _pattern(scores, filled)
     cut, count = _cut(lambda least: pattern >= least, capacity, jnp.max(pattern))
     # Too many reach the cut only where several are equal to it: those draw lots.
-    lot = (scramble(size, turn) >> 1).astype(jnp.int32)
+    lot = scramble(size, turn, LOT_BITS).astype(jnp.int32)
     drawn, _ = _cut(
-        lambda least: (pattern > cut) | ((pattern == cut) & (lot >= least)), capacity, jnp.int32(LARGEST_LOT), count
+        lambda least: (pattern > cut) | ((pattern == cut) & (lot >= least)),
+        capacity,
+        jnp.int32(2**LOT_BITS - 1),
+        count,
     )
     flagged = filled & ((pattern > cut) | ((pattern == cut) & (lot >= drawn))) & (capacity > 0)
     return flagged, jnp.min(jnp.where(flagged, scores, jnp.inf))
 
 
 def rank_score(scores: jax.Array, filled: jax.Array, rank: jax.Array) -> jax.Array:
-    """Find the score that so many reach: the rank-th largest.
+    """Find a number that so many scores reach: at most the rank-th largest, and above the next lower one.
 
     Args:
       scores: float32[C], non-negative, C at least 1.
@@ -130,7 +133,7 @@ def rank_score(scores: jax.Array, filled: jax.Array, rank: jax.Array) -> jax.Arr
       rank: int32[], at least 1.
 
     Returns:
-      float32[]; 0 where fewer are filled.
+      float32[]; the rank-th largest score itself where others are equal to it; 0 where no more than `rank` are filled.
     """
     pattern = _pattern(scores, filled)
     cut, _ = _cut(lambda least: pattern >= least, rank, jnp.max(pattern))

@@ -98,8 +98,8 @@ def test_largest_keeps_the_largest(seed: int, share: float, capacity: int) -> No
     filled = random.random(64) < share
     count, turn = filled.sum(), jnp.int32(seed % 7)
     flagged, cut = jitted(buffers.largest)(scores, filled, jnp.int32(capacity), turn)
-    fixed, _ = jitted(buffers.largest, 2)(scores, filled, capacity, turn)
-    np.testing.assert_array_equal(flagged, fixed)  # whether the capacity is known beforehand or not
+    fixed, same = jitted(buffers.largest, 2)(scores, filled, capacity, turn)
+    np.testing.assert_array_equal((*flagged, cut), (*fixed, same))  # whether the capacity is known beforehand or not
     flagged = np.asarray(flagged)
     assert flagged.sum() == min(count, capacity)
     assert not (flagged & ~filled).any()
@@ -108,6 +108,12 @@ def test_largest_keeps_the_largest(seed: int, share: float, capacity: int) -> No
 
 
 CODECS = [EliasFano(1000, 30), EliasFano(5, 5), EliasFano(100_000, 64), Bitmap(96, 40), index_codec(0, 0)]
+
+
+def test_no_two_of_many_equal_ones_draw_the_same_lot() -> None:
+    flagged, _ = jitted(buffers.largest, 2)(jnp.ones(400_000), jnp.ones(400_000, bool), 3780, jnp.int32(0))
+    assert flagged.sum() == 3780
+    assert np.unique(bits.scramble(400_000, jnp.int32(-5), buffers.LOT_BITS)).size == 400_000
 
 
 @pytest.mark.parametrize("codec", CODECS, ids=str)
