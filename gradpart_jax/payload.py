@@ -29,7 +29,7 @@ class Header(NamedTuple):
     """What a payload says of itself besides its entries."""
 
     finite: jax.Array  # bool[]: whether the vector it was made from was finite
-    candidates: jax.Array  # int32[]: entries over the forecast thresholds, before any cut
+    candidates: jax.Array  # int32[]: estimate, by a sample of them, of entries over the proposed thresholds
     trim: jax.Array  # float32[]: factor on the forecast's sparse thresholds that filled the payload exactly
     key_scale: jax.Array  # float32[]: factor on the forecast's key thresholds, likewise
     level_scale: jax.Array  # float32[]: factor on the forecast's sparse levels that fits this device's values best

@@ -74,6 +74,8 @@ def trim(candidates: Candidates, outlook: Outlook, turn: jax.Array, shape: Paylo
     share = jnp.ceil(used * (shape.key_capacity / entries)).astype(jnp.int32)
     share = jnp.where(used < entries, jnp.minimum(share, shape.key_capacity), shape.key_capacity)
     is_key, key_scale = largest(jnp.abs(values) / outlook.regions.key[segment], flagged, share, turn)
+    # Who sends nothing knows nothing of the threshold, and has a voice in the mean over devices all the same.
+    key_scale = jnp.where(share > 0, key_scale, 1.0)
     key = compact(positions, values, is_key, shape.key_capacity, layout.total)
     sparse = compact(positions, values, flagged & ~is_key, shape.sparse_capacity, layout.total)
     # A payload that is not full says nothing of the exact threshold but that it is lower: by about what is missing.

@@ -164,6 +164,7 @@ def test_what_is_not_finite_changes_nothing_and_zeros_do_no_harm(exchange) -> No
     assert all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(after))
     # With nothing coming in, what is remembered is paid back.
     assert owed(after) < 0.5 * owed(state)
+    assert (after.stats.threshold < 1e3).all()
 
 
 def test_what_a_device_owns_does_not_wait_and_goes_in_whole() -> None:
