@@ -13,7 +13,7 @@ from gradpart_jax.accounting import Wire
 from gradpart_jax.agreement import Agreement
 from gradpart_jax.checks import check_axes, check_number, check_transformation
 from gradpart_jax.exchange import AxisName
-from gradpart_jax.states import add_bits, exchanged, fill, state_axes, states_of
+from gradpart_jax.states import CompressState, add_bits, exchanged, fill, state_axes, states_of
 
 BITS_PER_ELEMENT = 0.016  # a twentieth of what 100 times leaves
 
@@ -40,9 +40,9 @@ def agreeing(
     standing in what each device does by itself, so that the measurement is taken out here.
 
     Args:
-      tx: fed with local gradients, such as `gp.local_updates(optax.chain(optax.scale_by_adam(),
-        gp.scale_by_agreement(), optax.scale(-1e-3)), ...)`. `optax.MultiSteps` belongs around all of it: what agrees
-        in the gradients that the optimizer sees is what counts.
+      tx: fed with local gradients, with what exchanges in it, such as `gp.local_updates(optax.chain(
+        optax.scale_by_adam(), gp.scale_by_agreement(), optax.scale(-1e-3)), ...)`. `optax.MultiSteps` belongs around
+        all of it: what agrees in the gradients that the optimizer sees is what counts.
       axis_name: the mapped axis; None or one device measures nothing.
       bits_per_element: most payload bits that it may cost, for each entry and step; counted in `gp.stats`.
 
@@ -51,10 +51,12 @@ def agreeing(
 
     Raises:
       TypeError: tx is no transformation, or axis_name no name.
-      ValueError: bits_per_element is out of range; (in init) tx accumulates by `optax.MultiSteps`.
+      ValueError: bits_per_element is out of range; (in init) tx accumulates by `optax.MultiSteps`, or has an axis and
+        no `gp.compress` in it, whose statistics could count what is measured.
 
     >>> import jax.numpy as jnp, optax, gradpart_jax as gp
-    >>> tx = gp.agreeing(gp.local(optax.chain(optax.scale_by_adam(), gp.scale_by_agreement())))
+    >>> own = gp.local(optax.chain(optax.scale_by_adam(), gp.scale_by_agreement()))
+    >>> tx = gp.agreeing(optax.chain(own, gp.partition_compress()))
     >>> updates, _ = tx.update(jnp.ones(2), tx.init(jnp.zeros(2)))
     >>> updates.round(3).tolist()
     [1.0, 1.0]
@@ -70,6 +72,11 @@ def agreeing(
             raise ValueError(
                 "gp.agreeing stands around optax.MultiSteps and would measure other gradients than the optimizer sees: "
                 "put MultiSteps around gp.agreeing"
+            )
+        if axis_name is not None and not states_of(inner, CompressState):
+            raise ValueError(
+                "gp.agreeing stands around no exchange whose gp.stats could count what it sends: put it around the "
+                "whole optimizer, gp.partition_compress (or gp.dense_mean) included"
             )
         return AgreeingState(inner, agreement.start(params), jax.tree.map(jnp.copy, accounting.nothing()))
 

@@ -157,7 +157,7 @@ def test_each_block_is_scaled_by_its_own_factor(shapes: list[list[int]]) -> None
 
 def test_adam_on_a_device_steps_as_behind_the_mean() -> None:
     inner = optax.chain(optax.scale_by_adam(b1=0.0, b2=0.99), gp.scale_by_agreement())
-    tx = gp.agreeing(gp.local(inner), AXIS, bits_per_element=32.0)
+    tx = gp.agreeing(optax.chain(gp.local(inner), gp.dense_mean(AXIS)), AXIS, bits_per_element=32.0)
     behind = optax.scale_by_adam(b1=0.0, b2=0.99)
 
     def advance(states, key):
@@ -179,6 +179,7 @@ def test_adam_on_a_device_steps_as_behind_the_mean() -> None:
         (lambda: optax.chain(gp.scale_by_agreement()).update(LIKE, (optax.EmptyState(),)), "wrap the whole optimizer"),
         (lambda: agreement.scale_blocks(LIKE, jnp.ones(3)), "3 blocks were measured, and updates have 26"),
         (lambda: gp.agreeing(optax.sgd(0.1), bits_per_element=0.0), "bits_per_element=0.0 is out of range"),
+        (lambda: gp.agreeing(gp.local(optax.sgd(0.1)), AXIS).init(LIKE), "around the whole optimizer"),
         (lambda: gp.recipes.adam(0.1, agreement=1.0), "agreement=1.0 is out of range"),
         (lambda: gp.recipes.adam(0.1, agreement=0.1, replicate=True), "leave replicate=False"),
     ],
