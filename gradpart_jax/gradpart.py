@@ -127,7 +127,7 @@ def gradpart(
             report = reduced.report._replace(segment_entropy=outlook.entropy, capacity=jnp.int32(sizes.entries))
             return reduced._replace(report=report), Outcome(jnp.float32(0.0), jnp.float32(0.0)), owed
 
-        warm = shared.step < warmup_steps
+        warm = (shared.step >= 0) & (shared.step < warmup_steps)  # not once more when int32 wraps
         if warmup_steps:
             reduced, outcome, owed = jax.lax.cond(warm, dense_step, sparse, vector)
         else:

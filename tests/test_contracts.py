@@ -333,6 +333,10 @@ def test_dense_warm_up_is_the_dense_mean_and_counts_as_such() -> None:
             assert not np.asarray(state.memory.residual).any()
         else:
             assert stats.payload_ratio[0] > 15.0
+    # As after 2^31 steps
+    shared = state.scheme.shared._replace(step=jnp.full(W, -(2**31), jnp.int32))
+    _, state = many(tx)(gradients(3), state._replace(scheme=state.scheme._replace(shared=shared)))
+    assert gp.stats(state).payload_ratio[0] > 15.0
 
 
 def test_a_forecast_that_is_far_off_still_fills_the_payload() -> None:

@@ -80,7 +80,9 @@ def dgc(
         def at(share_of: float) -> Callable[[jax.Array], Reduced]:
             return lambda vector: _send(vector, step, share_of, sample, layout, axis_name, settle)
 
-        phase = jnp.minimum(step // max(warmup_steps, 1), len(phases) - 1)
+        last = len(phases) - 1
+        # Not once more when int32 wraps
+        phase = jnp.where(step < 0, last, jnp.minimum(step // max(warmup_steps, 1), last))
         reduced = jax.lax.switch(phase, [at(p) for p in phases], vector) if warmup_steps else at(ratio)(vector)
         return reduced, SchemeState(step + 1, ())
 

@@ -155,7 +155,8 @@ def lgc(ratio: float = 0.01, *, code: int = 8, train_steps: int = 200, seed: int
             reduced = Reduced(total, memory, finite, wire, report_at(indices, layout))
             return reduced, learned.weights, learned.optimizer
 
-        reduced, weights, moments = jax.lax.cond(learned.step < train_steps, training, coded, vector)
+        early = (learned.step >= 0) & (learned.step < train_steps)  # not once more when int32 wraps
+        reduced, weights, moments = jax.lax.cond(early, training, coded, vector)
         broadcast = accounting.reduced(WORD_BITS * words.shape[0], devices)
         reduced = reduced._replace(wire=accounting.add(broadcast, reduced.wire))
         return reduced, SchemeState(Learned(learned.step + 1, weights, moments), ())

@@ -104,7 +104,8 @@ def powersgd(
             return Reduced(jnp.where(finite, average, 0.0), memory, finite, wire, report), before
 
         if start_step:
-            outcome, right = jax.lax.cond(shared.step < start_step, dense, low_rank, vector)
+            early = (shared.step >= 0) & (shared.step < start_step)  # not once more when int32 wraps
+            outcome, right = jax.lax.cond(early, dense, low_rank, vector)
         else:
             outcome, right = low_rank(vector)
         return outcome, SchemeState(PowerState(shared.step + 1, right), ())
