@@ -74,6 +74,12 @@ class SparseFormat:
         values = jax.lax.bitcast_convert_type(buffer.values, jnp.uint32)
         return jnp.concatenate([head, self.index.encode(buffer.indices, buffer.used), values])
 
+    def summable(self, words: jax.Array) -> jax.Array:
+        """Read whether all devices' vectors were finite, and any sum of their values is: bool[] of uint32[W, words]."""
+        values = jnp.abs(jax.lax.bitcast_convert_type(words[:, HEADER_WORDS + self.index.words :], jnp.float32))
+        most = float(jnp.finfo(jnp.float32).max) / (2 * words.shape[0])  # by half, for a sum may be rounded up
+        return jnp.all(self.finite(words)) & jnp.all(values <= most)
+
     def finite(self, words: jax.Array) -> jax.Array:
         """Read whether the vector was finite: bool[...] of uint32[..., words]."""
         return words[..., 0] >> 31 == 0
@@ -143,30 +149,32 @@ def share(
       asked: float32[S], the same on every device, for the report; None is as many as were sent.
 
     Returns:
-      Reduced. The report's threshold is the least magnitude sent.
+      Reduced. The report's threshold is the least magnitude sent of a segment, mean over the devices that sent any.
     """
     capacity = buffer.indices.shape[0]
     shape = SparseFormat(layout.total, capacity)
     words = shape.encode(buffer, jnp.all(jnp.isfinite(vector)), candidates)
     payloads = gather(words, axis_name)
-    finite = jnp.all(shape.finite(payloads))
+    finite = shape.summable(payloads)
     memory = settle(Sent(jnp.bool_(False), (buffer,)), finite)
 
     def receive(
-        carry: tuple[jax.Array, jax.Array, jax.Array], words: jax.Array
-    ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], None]:
-        total, counts, least = carry
+        carry: tuple[jax.Array, jax.Array, jax.Array, jax.Array], words: jax.Array
+    ) -> tuple[tuple[jax.Array, jax.Array, jax.Array, jax.Array], None]:
+        total, counts, least, senders = carry
         # Else the loops that read the positions would each decode them anew.
         indices, values, _ = jax.lax.optimization_barrier(shape.decode(words))
         total = scatter_add(total, indices, jnp.where(finite, values, 0.0))
         magnitudes = jnp.where(indices < layout.total, jnp.abs(values), jnp.inf)
         lowest = jnp.full(layout.segments, jnp.inf).at[segment_of(indices, layout)].min(magnitudes)
-        least += jnp.where(lowest < jnp.inf, lowest, 0.0)
-        return (total, counts + count_by_segment(indices, layout), least), None
+        some = lowest < jnp.inf
+        least += jnp.where(some, lowest, 0.0)
+        return (total, counts + count_by_segment(indices, layout), least, senders + some), None
 
     nothing = jnp.zeros(layout.segments, jnp.float32)
-    start = alike((overwritten(vector, memory.residual), nothing.astype(jnp.int32), nothing), payloads)
-    (total, counts, least), _ = jax.lax.scan(receive, start, payloads)
+    none = nothing.astype(jnp.int32)
+    start = alike((overwritten(vector, memory.residual), none, nothing, none), payloads)
+    (total, counts, least, senders), _ = jax.lax.scan(receive, start, payloads)
     devices = payloads.shape[0]
     realised = counts.astype(jnp.float32) / devices
     surplus = jnp.maximum(shape.candidates(payloads) - capacity, 0)
@@ -174,7 +182,7 @@ def share(
         sent=jnp.sum(counts).astype(jnp.float32) / devices,
         capacity=jnp.int32(capacity),
         overflow=jnp.sum(surplus).astype(jnp.float32) / devices,
-        threshold=jnp.stack([least / devices] * 2, axis=-1),
+        threshold=jnp.stack([least / jnp.maximum(senders, 1)] * 2, axis=-1),
         asked=realised if asked is None else asked,
         realised=realised,
         segment_entropy=nothing,

@@ -1,6 +1,7 @@
 """Sparse baselines against plain numpy versions, written from the formulas, over several steps on several devices."""
 
 import functools
+import importlib
 import re
 
 import jax
@@ -237,6 +238,16 @@ def test_a_fixed_threshold() -> None:
     assert (np.asarray(gp.stats(state).overflow) == 0).all()
 
 
+def test_a_threshold_is_that_of_the_devices_that_sent() -> None:
+    tx = gp.compress(gp.baselines.threshold(1.0, ratio=0.9), AXIS)
+    g = gradients(0)
+    g["kernel"] = g["kernel"] * np.float32([0, 1, 0, 0])[:, None, None]
+    _, state = many(tx)(g, start(tx))
+    sent = np.abs(g["kernel"][1])
+    at = list(PARAMS).index("kernel")
+    np.testing.assert_array_equal(gp.stats(state).threshold[:, at], sent[sent >= 1.0].min())
+
+
 def test_what_a_fixed_threshold_lets_through_beyond_the_payload_comes_later() -> None:
     tx = gp.compress(gp.baselines.threshold(1e-3, ratio=0.1), AXIS)
     state, sent = start(tx), np.zeros(2000, bool)
@@ -282,6 +293,10 @@ def test_dgc_warms_up() -> None:
         bits.append(float(gp.stats(state).payload_bits[0]))
     expected = [sparse.SparseFormat(LAYOUT.total, sum(quota(r, PARAMS[k].size) for k in NAMES)).bits for r in ratios]
     assert bits == expected
+    # Nor does it warm up once more, after 2^31 steps
+    wrapped = state.scheme._replace(shared=jnp.full(W, -(2**31), jnp.int32))
+    _, state = many(tx)(gradients(6), state._replace(scheme=wrapped))
+    assert float(gp.stats(state).payload_bits[0]) == bits[-1]
 
 
 def normal_quantile(x: np.ndarray, ratio: float) -> np.ndarray:
@@ -544,6 +559,15 @@ def test_oktopks_regions_balance_the_load_and_its_link_does_not_grow() -> None:
     np.testing.assert_allclose(owed, total, rtol=1e-4, atol=1e-3)
     loads = np.asarray(state.scheme.shared.load)
     assert (loads == loads[0]).all()
+    capacity = tx.init(jax.tree.map(lambda x: x[0], g)).stats.capacity
+    np.testing.assert_array_equal(found.capacity, capacity)
+
+
+@pytest.mark.parametrize("load", [0, 1, 5_000_000, 2**31 - 1])
+def test_oktopks_regions_are_of_equal_load_however_great_it_is(load: int) -> None:
+    oktopk = importlib.import_module("gradpart_jax.baselines.oktopk")
+    owner = oktopk._owner(jnp.full(1024, load, jnp.int32), devices=256)
+    np.testing.assert_allclose(owner, np.arange(1024) // 4, atol=1)
 
 
 def network(weights, blocks: np.ndarray) -> np.ndarray:

@@ -77,6 +77,9 @@ def oktopk(ratio: float = 0.01, *, reuse_threshold: int = 32, reuse_regions: int
     def asked(layout: Layout) -> int:
         return min(layout.elements, max(1, round(ratio * layout.elements)))
 
+    def capacity(layout: Layout) -> int:
+        return min(layout.elements, math.ceil(slack * asked(layout)))
+
     def init(layout: Layout) -> SchemeState:
         zero = jnp.float32(0.0)
         return SchemeState(Common(jnp.int32(0), jnp.zeros(BUCKETS, jnp.int32), zero), jnp.zeros(1, jnp.float32))
@@ -138,14 +141,14 @@ def oktopk(ratio: float = 0.01, *, reuse_threshold: int = 32, reuse_regions: int
         values = jnp.where(taken & everywhere, found.values, 0.0).reshape(-1)
         mean = scatter_add(overwritten(vector, memory.residual), places.reshape(-1), values) / devices
 
-        report = _report(places, devices * each, shape.candidates(payloads[0]), devices, threshold, layout)
+        report = _report(places, capacity(layout), shape.candidates(payloads[0]), devices, threshold, layout)
         wire = accounting.add(
             wire, accounting.dealt(devices * shape.bits, devices), accounting.gathered(shape.bits, devices)
         )
         fresh = SchemeState(Common(common.step + 1, load, threshold), bound)
         return Reduced(mean, memory, everywhere, wire, report), fresh
 
-    return Scheme("oktopk", init, reduce, lambda layout: min(layout.elements, math.ceil(slack * asked(layout))))
+    return Scheme("oktopk", init, reduce, capacity)
 
 
 def _as_one(layout: Layout) -> Layout:
@@ -186,6 +189,9 @@ def _region(indices: jax.Array, load: jax.Array, layout: Layout, devices: int) -
 
 
 def _owner(load: jax.Array, *, devices: int) -> jax.Array:
+    # Of counts whose sum int32 might not hold, the lowest bits are left out.
+    length = jnp.int32(32) - jax.lax.clz(jnp.max(load))
+    load = load >> jnp.maximum(length - (31 - (BUCKETS - 1).bit_length()), 0)
     # Where nothing was counted, regions are of equal size
     load = jnp.where(jnp.sum(load) > 0, load, 1)
     up_to = jnp.cumsum(load)
