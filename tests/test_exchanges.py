@@ -164,7 +164,12 @@ def test_what_is_not_finite_changes_nothing_and_zeros_do_no_harm(exchange) -> No
     assert all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(after))
     # With nothing coming in, what is remembered is paid back.
     assert owed(after) < 0.5 * owed(state)
-    assert (after.stats.threshold < 1e3).all()
+    # Devices that have nothing to send do not speak of thresholds.
+    after = start(exchange)
+    for _ in range(2):
+        few = jax.tree.map(jnp.zeros_like, bad) | {"kernel": bad["kernel"].at[:, 1:].set(0.0).at[1:].set(0.0)}
+        _, after = by_vmap(exchange)(few, after)
+    assert (after.stats.threshold < 1e6).all()
 
 
 def test_what_a_device_owns_does_not_wait_and_goes_in_whole() -> None:
