@@ -128,6 +128,16 @@ def test_a_pod_that_cannot_find_the_others_says_what_it_lacks(tmp_path, monkeypa
     assert "install jax[k8s], or give --coordinator" in capsys.readouterr().err
 
 
+def test_open_mpi_that_does_not_say_where_processes_meet_is_refused(tmp_path, monkeypatch, capsys) -> None:
+    from train import joining, main
+
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
+    assert main.main(["--workdir", str(tmp_path)]) == 2
+    assert "--processes 4 and --process $OMPI_COMM_WORLD_RANK" in capsys.readouterr().err
+    monkeypatch.setenv("OMPI_MCA_orte_hnp_uri", "1531576320.0;tcp://192.0.2.1:34911")
+    assert joining.cluster() == "Open MPI"
+
+
 def test_processes_that_have_not_met_do_not_train_each_for_itself(tmp_path, monkeypatch, capsys) -> None:
     from train import main
 

@@ -153,7 +153,7 @@ class Start:
 class Hosts:
     """Several processes, on one machine or many; not part of a run's configuration.
 
-    Under SLURM, Open MPI, an indexed Kubernetes job (by jax[k8s]) and on Cloud TPU pods, none of these is needed.
+    Under SLURM, Open MPI 4, an indexed Kubernetes job (by jax[k8s]) and on Cloud TPU pods, none of these is needed.
     """
 
     coordinator: str | None = None

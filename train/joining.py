@@ -73,12 +73,22 @@ def cluster() -> str | None:
 
     Returns:
       Its name; None where there is none, or where it started this process alone.
+
+    Raises:
+      UsageError: several were started, and JAX cannot find the others.
     """
     found = os.environ
     if int(found.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         return "SLURM"
-    if "OMPI_MCA_orte_hnp_uri" in found and int(found.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
+    together = int(found.get("OMPI_COMM_WORLD_SIZE", "1"))
+    if together > 1 and "OMPI_MCA_orte_hnp_uri" in found:
         return "Open MPI"
+    if together > 1:
+        # Each would train by itself, into the same run folder
+        raise UsageError(
+            f"Open MPI started {together} processes and, as from its version 5 on, does not say where they meet: give "
+            f"--coordinator HOST:PORT, --processes {together} and --process $OMPI_COMM_WORLD_RANK (by sh -c, on each)"
+        )
     if "KUBERNETES_SERVICE_HOST" in found and "JOB_COMPLETION_INDEX" in found:
         return "Kubernetes"
     if "," in found.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in found:
