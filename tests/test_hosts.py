@@ -5,6 +5,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -179,6 +181,20 @@ def test_a_launch_that_is_lost_before_its_run_folder_is_made_keeps_its_options(t
     assert group.run() == 0
     assert started == [given] * 3 + [resumed] * 17
     assert waited == [1, 2, 4, 8, 16] + [30] * 14
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="only Unix has terminals that hang up")
+def test_a_launcher_whose_terminal_is_closed_tells_its_processes(tmp_path, monkeypatch) -> None:
+    group = launch.Group(launch.Launch(), ["--workdir", str(tmp_path)])
+    sleeps = [sys.executable, "-c", "import time; time.sleep(60)"]
+
+    def once() -> int:
+        group._running[0] = subprocess.Popen(sleeps, text=True)
+        signal.raise_signal(signal.SIGHUP)
+        return group._watch()
+
+    monkeypatch.setattr(group, "_once", once)
+    assert group.run() == 128 + signal.SIGHUP
 
 
 @pytest.mark.slow

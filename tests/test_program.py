@@ -382,6 +382,21 @@ def test_the_first_interrupt_is_a_wish_and_the_second_ends() -> None:
     assert heard == ["ending after the next step; once more ends at once"]
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="only Unix has terminals that hang up")
+def test_a_closed_terminal_is_a_wish_however_often_it_is_told_and_none_under_nohup() -> None:
+    with Interrupts(lambda text: None) as interrupts:
+        signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGHUP)
+        assert interrupts.number == signal.SIGHUP
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interrupts(lambda text: None) as interrupts:
+            signal.raise_signal(signal.SIGHUP)
+            assert interrupts.number is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_numbers_for_people() -> None:
     assert screen.number(None, "{}") == "-"
     header = {

@@ -1,12 +1,33 @@
-"""Ctrl-C and SIGTERM as a wish to end after the next step."""
+"""Ctrl-C, SIGTERM and SIGHUP as a wish to end after the next step."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+import stat
 import threading
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
+
+HANGUP: int | None = getattr(signal, "SIGHUP", None)  # which Windows has not
+
+
+def wishes() -> list[int]:
+    """List the signals that ask for an end; not that of a closed terminal where it is ignored, as under nohup."""
+    hangup = [] if HANGUP is None or signal.getsignal(HANGUP) is signal.SIG_IGN else [HANGUP]
+    return [signal.SIGINT, signal.SIGTERM, *hangup]
+
+
+def leave_terminal() -> None:
+    """Write into nothing from now on, where the terminal has gone: what is said to it would raise."""
+    for number in (1, 2):
+        with contextlib.suppress(OSError):
+            if stat.S_ISCHR(os.fstat(number).st_mode) and not os.isatty(number):
+                nothing = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nothing, number)
+                os.close(nothing)
 
 
 class Interrupts:
@@ -24,7 +45,7 @@ class Interrupts:
     def __enter__(self) -> Interrupts:
         """Begin; in a thread other than the main one nothing can be held back."""
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in wishes():
                 self._before[number] = signal.signal(number, self._hear)
         return self
 
@@ -36,6 +57,11 @@ class Interrupts:
             signal.signal(number, handler)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
+        if number == HANGUP:
+            leave_terminal()
+            # Both the shell and the system may tell of it
+            if self.number is not None:
+                return
         if self.number is not None:
             raise KeyboardInterrupt
         self.number = number

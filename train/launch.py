@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import signal
 import socket
@@ -17,6 +18,7 @@ from typing import IO
 from train import main as program
 from train import options
 from train.errors import BROKEN, USAGE, UsageError, status_of
+from train.interrupts import HANGUP, leave_terminal, wishes
 from train.limits import MANY, within
 
 PROG = "train.launch"
@@ -30,7 +32,7 @@ class Launch:
     """Start processes of train.main, whose options follow after --, and see them through to the end.
 
     When one dies, all are ended, and started again from the newest checkpoint. Their lines are shown with their number
-    before them. Ctrl-C and SIGTERM reach all of them; a second one ends them at once.
+    before them. Ctrl-C, SIGTERM and SIGHUP reach all of them; a second one ends them at once.
     """
 
     processes: int = 2
@@ -87,7 +89,7 @@ class Group:
         Returns:
           The exit status.
         """
-        before = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, self._hear) for number in wishes()}
         try:
             for start in range(self._launch.restarts + 1):
                 status = self._once()
@@ -154,6 +156,8 @@ class Group:
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         self._signal = number
+        if number == HANGUP:
+            leave_terminal()
         for child in self._running.values():
             if child.poll() is None:
                 child.send_signal(number)
@@ -193,8 +197,10 @@ def _free_port() -> int:
 def _relay(lines: IO[str], number: int) -> None:
     for line in lines:
         if not line.startswith(NOISE):
-            sys.stdout.write(f"[{number}] {line}")
-            sys.stdout.flush()
+            # Where nobody reads on, lines are to be taken from the process all the same, lest it wait for that
+            with contextlib.suppress(OSError):
+                sys.stdout.write(f"[{number}] {line}")
+                sys.stdout.flush()
 
 
 def _say(text: str) -> None:
