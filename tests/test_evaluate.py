@@ -23,6 +23,14 @@ class Small(nn.Module):
         return nn.Dense(3)(nn.relu(x))
 
 
+class Plain(nn.Module):
+    """One layer."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        return nn.Dense(3)(x)
+
+
 def split_of(inputs: np.ndarray, labels: np.ndarray) -> Split:
     return Split(len(labels), lambda numbers: {"input": inputs[numbers], "label": labels[numbers]})
 
@@ -57,3 +65,17 @@ def test_batch_statistics_are_taken_anew_at_the_shared_parameters() -> None:
         score(Small().apply({"params": params, "batch_stats": stale}, inputs[tested]), labels[tested])[0]
     )
     assert abs(loss - stale_loss) > 0.1
+
+
+@pytest.mark.parametrize("size", [3, evaluate.BATCH + 1])
+def test_examples_that_fill_a_last_batch_up_do_not_count(size) -> None:
+    """Of a split that is smaller than a batch on all devices, and of one that ends in a batch of one."""
+    draw = np.random.default_rng(1)
+    inputs, labels = draw.normal(size=(size, 3)).astype(np.float32), draw.integers(0, 3, size).astype(np.int32)
+    network = Network(Plain(), inputs[:1])
+    params, none = network.init(0)
+    mesh = placing.mesh_of(DEVICES)
+    model = evaluate.Model(placing.place(params, None, mesh), none)
+    found = evaluate.score(evaluate.make(network, mesh), model, split_of(inputs, labels))
+    each, right = score(Plain().apply({"params": params}, inputs), labels)
+    assert found == pytest.approx((float(np.mean(each)), float(np.mean(right))), rel=1e-6)
