@@ -173,6 +173,29 @@ def test_presets_give_defaults_that_can_be_overridden(name) -> None:
     check.check(folders_free)
 
 
+def test_what_was_chosen_for_one_optimizer_or_run_does_not_stick_to_another(tmp_path) -> None:
+    def of(*given: str) -> tuple:
+        found = config.settle(main.parse(given)).training
+        return found.learning_rate, found.momentum, found.weight_decay
+
+    assert of("--preset", "mnist", "--optimizer", "adam") == (0.004, 0.9, 0)
+    assert of("--preset", "mnist", "--optimizer", "adam", "--learning-rate", "0.3") == (0.3, 0.9, 0)
+    assert of("--preset", "cifar10", "--optimizer", "sgd") == (0.1, 0.9, 1e-4)
+    assert of("--data", "stdlib", "--optimizer", "muon") == (0.01, 0.9, 0)  # the preset's own momentum
+    made = config.make(name="first", steps=7, learning_rate=0.3)
+    assert made.training.b2 == 0.999
+    options.write(made, tmp_path / "c.json")
+    given = ["--config", str(tmp_path / "c.json")]
+    assert of(*given) == (0.3, 0.9, 0)
+    assert of(*given, "--optimizer", "muon") == (0.01, 0.95, 0)
+    other = config.settle(main.parse([*given, "--optimizer", "lion", "--seed", "1"]))
+    assert (other.training.b2, other.training.steps, other.folder.name) == (0.99, 7, "digits-100x-seed1")
+
+
+def test_none_is_as_absent() -> None:
+    assert main.parse(["--preset", "None", "--config", "None", "--data", "stdlib"]) == main.parse(["--data", "stdlib"])
+
+
 def test_the_data_set_chooses_the_preset() -> None:
     assert main.parse(["--data", "stdlib"]).training.optimizer == "adam"
     assert main.parse(["--data=mnist"]).task.model == "lenet5"

@@ -142,7 +142,7 @@ class Start:
     """How this start goes on from earlier ones; not part of a run's configuration."""
 
     config: Path | None = None
-    """A config.json to take all settings from; other options override it."""
+    """A config.json to take all settings from but the name; other options override it."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Go on from the newest sound checkpoint of the run folder, with the settings that it was started with."""
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -250,6 +250,7 @@ OPTIMIZERS: dict[str, dict[str, float]] = {
     "muon": {"learning_rate": 1e-2, "momentum": 0.95},
 }
 COMMON: dict[str, float] = {"momentum": 0.9, "b2": 0.999, "weight_decay": 0.0}
+CHOSEN = ("learning_rate", *COMMON)  # for one optimizer
 
 
 def groups() -> dict[str, type]:
@@ -302,7 +303,7 @@ def base(values: Mapping[str, Any]) -> Config:
     """Find the defaults: of the preset, or else of the data set.
 
     Args:
-      values: of which preset and data are looked at.
+      values: of which preset, data and optimizer are looked at.
 
     Returns:
       A configuration.
@@ -310,7 +311,11 @@ def base(values: Mapping[str, Any]) -> Config:
     name, source = values.get("preset"), values.get("data", Task.data)
     if name is None:
         name = next((key for key, preset in PRESETS.items() if preset["data"] == source), None)
-    return change(Config(), **PRESETS.get(name or "", {}))
+    made = change(Config(), **PRESETS.get(name or "", {}))
+    if values.get("optimizer", made.training.optimizer) == made.training.optimizer:
+        return made
+    # Where a preset's optimizer has no momentum, the preset's is meant for one that has
+    return change(made, learning_rate=None, weight_decay=None)
 
 
 def make(**values: Any) -> Config:

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 
 import tyro
 
-from train.config import NOT_KEPT, Config, base, change, flat, groups
+from train.config import CHOSEN, NOT_KEPT, Config, base, change, flat, groups
 from train.errors import UsageError
 from train.log import write_whole
 
@@ -53,16 +53,19 @@ def early(arguments: Sequence[str], *names: str) -> dict[str, str]:
       *names: of the options.
 
     Returns:
-      The values of those that are given.
+      The values of those that are given, and not as None.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for name in names:
         parser.add_argument(f"--{name}", nargs="?")
-    return {key: value for key, value in vars(parser.parse_known_args(arguments)[0]).items() if value is not None}
+    found = vars(parser.parse_known_args(arguments)[0])
+    return {key: value for key, value in found.items() if value not in (None, "None")}
 
 
 def defaults(arguments: Sequence[str], changed: Mapping[str, Any] = MappingProxyType({})) -> Config:
     """Find the defaults of a command line: of its --config, its --preset, or its --data.
+
+    What was chosen for one optimizer is none of another's, and left to `settle` where --optimizer is another.
 
     Args:
       arguments: of the command line.
@@ -76,13 +79,18 @@ def defaults(arguments: Sequence[str], changed: Mapping[str, Any] = MappingProxy
     """
     given = early(arguments, "preset", "data", "config")
     path = given.pop("config", None)
-    if path is None:
-        values = {key: value for key, value in changed.items() if key not in given}
-        return change(base(values | given), **values)
-    if "preset" in given:
-        raise UsageError("--config and --preset both give every default: give one of them")
-    values = read(Path(path), "--config")
-    return change(base(values | given), **values)
+    values = {key: value for key, value in changed.items() if key not in given}
+    if path is not None:
+        if "preset" in given:
+            raise UsageError("--config and --preset both give every default: give one of them")
+        values = read(Path(path), "--config")
+        values.pop("name", None)  # is that run's
+    made = change(base(values | given), **values)
+    optimizer = early(arguments, "optimizer").get("optimizer", made.training.optimizer)
+    if optimizer == made.training.optimizer:
+        return made
+    values = {key: value for key, value in values.items() if key not in CHOSEN}
+    return change(base(values | given | {"optimizer": optimizer}), **values)
 
 
 def write(config: Config, path: Path) -> None:
