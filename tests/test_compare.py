@@ -39,6 +39,8 @@ def test_a_budget_is_of_link_bits(tmp_path) -> None:
     assert [e.seed for e in entries] == [0, 1] * 5
     assert entries[2].folder == "partition-9x-seed0"
     assert entries[0].folder == "dense-1x-seed0"
+    near = [entries[2]._replace(budget=budget).folder for budget in (1234.567, 1234.571, 37.1, 100.0, 1e5)]
+    assert near == [f"partition-{budget}x-seed0" for budget in ("1234.567", "1234.571", "37.1", "100", "100000")]
 
 
 def test_a_label_with_a_size_of_its_own_runs_once_a_seed(tmp_path) -> None:

@@ -33,7 +33,8 @@ class Entry(NamedTuple):
     @property
     def folder(self) -> str:
         """The name of its run folder."""
-        return f"{self.label.folder}-{self.budget or 1:g}x-seed{self.seed}"
+        budget = repr(float(self.budget or 1)).removesuffix(".0")  # all digits: no two share a folder
+        return f"{self.label.folder}-{budget}x-seed{self.seed}"
 
 
 def tabulate(entries: Sequence[Entry], summaries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
