@@ -224,7 +224,7 @@ def test_trainings_with_other_settings_are_no_seeds_of_one_another(tmp_path: Pat
     found = groups.gather(runs.find([tmp_path]), "t")
     looks = {(group.colour, group.dash) for group in found}
     assert len(looks) == len(found)
-    _, choices, _ = layers(found)
+    _, choices = layers(found)
     assert "partition, ratio 20, learning rate 0.001, seed 0" in choices.values()
     assert len(set(choices.values())) == len(choices)
     text = text_of(write([tmp_path], tmp_path / "report.html"))

@@ -141,8 +141,6 @@ def assemble(part: Part, like: Any, axes: Any) -> Any:
             found.append(x)
             continue
         array = part.arrays[str(i)]
-        if array.dtype.kind == "V":  # numpy writes the bits of bfloat16, and not its name
-            array = array.view(x.dtype)
         if zlib.crc32(np.ascontiguousarray(array).data) != kept:
             raise ValueError(f"{name} has another checksum than when it was written")
         own, theirs = ((y.shape if axis is None else y.shape[1:]) for y in (x, array))

@@ -64,14 +64,14 @@ QUANTITIES = {
 }
 
 
-def layers(groups: Sequence[Group]) -> tuple[list[Panel], dict[str, str], list[Run]]:
+def layers(groups: Sequence[Group]) -> tuple[list[Panel], dict[str, str]]:
     """Draw what layers.jsonl holds.
 
     Args:
       groups: of one task.
 
     Returns:
-      A panel a quantity; the runs to choose among, by the name of their data; and those runs.
+      A panel a quantity, and the runs to choose among, by the name of their data.
     """
     runs = chosen(groups, "layers")
     held = [(group, run, _stash(run)) for group, run in runs]
@@ -82,11 +82,7 @@ def layers(groups: Sequence[Group]) -> tuple[list[Panel], dict[str, str], list[R
         if images and any(np.isfinite(image).any() for image in images.values()):
             made = _map([stash for _, _, stash in held], key, unit, log)
             panels.append(Panel(title, caption, {"": made}, kind="map"))
-    return (
-        panels,
-        {f"{at}": title_of(group, run) for at, (group, run, _) in enumerate(held)},
-        [run for _, run, _ in held],
-    )
+    return panels, {f"{at}": title_of(group, run) for at, (group, run, _) in enumerate(held)}
 
 
 def chosen(groups: Sequence[Group], what: str) -> list[tuple[Group, Run]]:

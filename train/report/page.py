@@ -129,7 +129,7 @@ def render(runs: Sequence[Run]) -> str:
 def _task(key: str, task: tuple[str, str], runs: list[Run]) -> Task:
     groups = gather(runs, key)
     held = curves.tables(groups)
-    maps, choices, _ = layers(groups)
+    maps, choices = layers(groups)
     forecast, time = forecasts(groups), phases(groups)
     best, tiles = words.tiles(groups, task)
     sections = [
