@@ -428,9 +428,9 @@ def test_numbers_for_people() -> None:
     }  # fmt: skip
     console = Console(width=100, record=True)
     for changes, said in (
-        ({}, "about 40 B a step and device, uncompressed 4.00 kB"),
-        ({"expected_payload_bytes": None}, "of the method's own size, uncompressed 4.00 kB"),
-        ({"kind": "dense"}, "uncompressed, 4.00 kB a step and device"),
+        ({}, "about 40 B a step and device, uncompressed 4 kB"),
+        ({"expected_payload_bytes": None}, "of the method's own size, uncompressed 4 kB"),
+        ({"kind": "dense"}, "uncompressed, 4 kB a step and device"),
     ):
         with console.capture() as captured:
             screen.header(console, header | changes, config.flat(config.make()))

@@ -82,11 +82,13 @@ def plain(value: Any) -> Any:
 def amount(size: float) -> str:
     """Write a number of bytes for people.
 
-    >>> amount(2_500_000)
-    '2.50 MB'
+    >>> amount(2_500_000), amount(40.0)
+    ('2.5 MB', '40 B')
     """
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
+    if not math.isfinite(size):
+        return "\u2013"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if size < 1000 or unit == "TB":
             break
         size /= 1000
-    return f"{size:.0f} B" if unit == "B" else f"{size:.2f} {unit}"
+    return f"{size:.0f} B" if unit == "B" else f"{size:.3g} {unit}".replace("e+03", "000")

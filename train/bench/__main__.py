@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
 
 import tyro
 
@@ -22,6 +22,8 @@ Choice = (
     | Annotated[exchanges.Args, tyro.conf.subcommand("exchanges")]
     | Annotated[calibrate.Args, tyro.conf.subcommand("calibrate")]
 )
+BENCHMARKS = (forecast, compress, wire, rivals, inputs, network, exchanges, calibrate)
+MAINS: dict[type, Callable[[Any], object]] = {benchmark.Args: benchmark.main for benchmark in BENCHMARKS}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,22 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work() -> None:
         chosen = tyro.cli(Choice, args=arguments, prog="python -m train.bench", description=__doc__)
         warnings.simplefilter("ignore")
-        if isinstance(chosen, forecast.Args):
-            forecast.main(chosen)
-        elif isinstance(chosen, compress.Args):
-            compress.main(chosen)
-        elif isinstance(chosen, rivals.Args):
-            rivals.main(chosen)
-        elif isinstance(chosen, inputs.Args):
-            inputs.main(chosen)
-        elif isinstance(chosen, network.Args):
-            network.main(chosen)
-        elif isinstance(chosen, exchanges.Args):
-            exchanges.main(chosen)
-        elif isinstance(chosen, calibrate.Args):
-            calibrate.main(chosen)
-        else:
-            wire.main(chosen)
+        MAINS[type(chosen)](chosen)
 
     return status_of(work)
 

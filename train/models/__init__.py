@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from train.data.sets import Kind
 from train.errors import UsageError
 from train.models.lenet import LeNet5 as LeNet5
 from train.models.resnet import MOMENTUM as MOMENTUM
@@ -22,8 +23,6 @@ from train.models.small import Perceptron as Perceptron
 from train.models.transformer import SIZES as SIZES
 from train.models.transformer import Transformer as Transformer
 from train.models.vgg import VGG16 as VGG16
-
-Kind = Literal["image", "text"]
 
 
 class Entry(NamedTuple):

@@ -10,8 +10,9 @@ import numpy as np
 from bokeh.models import ColumnDataSource
 from bokeh.models.annotations import Span
 
+from train.log import amount
 from train.report.groups import Group
-from train.report.style import BYTES, Figure, Panel, amount, chart, duration, hover, times, unit_of
+from train.report.style import BYTES, Figure, Panel, chart, duration, hover, times, unit_of
 
 Writer = Callable[[float], str]
 

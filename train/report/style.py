@@ -128,18 +128,6 @@ BYTES = ((1.0, "B"), (1e3, "kB"), (1e6, "MB"), (1e9, "GB"), (1e12, "TB"))
 SECONDS = ((1.0, "s"), (3600.0, "h"))
 
 
-def amount(size: float) -> str:
-    """Write a number of bytes for people.
-
-    >>> amount(2_500_000)
-    '2.5 MB'
-    """
-    if not np.isfinite(size):
-        return "\u2013"
-    factor, unit = unit_of([size], BYTES)
-    return f"{size:.0f} B" if unit == "B" else f"{size / factor:.3g} {unit}".replace("e+03", "000")
-
-
 def duration(seconds: float) -> str:
     """Write a time for people.
 

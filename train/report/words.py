@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from train.log import amount
 from train.report.groups import Group
 from train.report.runs import Run, number
-from train.report.style import amount, duration, times
+from train.report.style import duration, times
 
 GLOSSARY = (
     ("Payload", "what one device encodes in a step: indices, values, counts and padding, everything counted."),
