@@ -205,6 +205,8 @@ def test_digits_are_scikit_learns(data_dir: Path) -> None:
 
 def test_text_is_cut_into_windows_that_predict_the_next_byte(data_dir: Path) -> None:
     found = data.load("stdlib", data_dir, window=32)
+    # Of this Python, and of no other one
+    assert (data_dir / "gradpart_stdlib" / ".".join(map(str, sys.version_info[:3]))).is_dir()
     assert (found.inputs, found.classes, found.kind) == ((32,), 256, "text")
     batch = found.train.read(np.array([0, 1, 7]))
     np.testing.assert_array_equal(batch["input"][:, 1:], batch["label"][:, :-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,8 +24,9 @@ def files() -> list[Path]:
 class GradpartStdlib(tfds.core.GeneratorBasedBuilder):
     """Python source, one example a file; every twentieth file is for testing."""
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "Every twentieth file is a test file."}  # noqa: RUF012
+    # Another Python has another library, and a copy of its own
+    VERSION = tfds.core.Version(".".join(map(str, sys.version_info[:3])))
+    RELEASE_NOTES = {str(VERSION): "Every twentieth file is a test file."}  # noqa: RUF012
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
