@@ -24,7 +24,7 @@ from gradpart_jax.shares import share_of
 from train import check, config, loop, parts
 from train.checkpoint import Checkpoints
 from train.errors import Interrupted, UsageError
-from train.log import Journal, read
+from train.log import Journal, read, write_whole
 from train.owners import release
 from train.redistribute import share
 
@@ -320,6 +320,24 @@ def test_a_journal_has_each_step_once(tmp_path) -> None:
     with Journal(path, 2) as journal:
         journal.write({"step": 3, "loss": float("nan")})
     assert read(path) == [{"step": 1}, {"step": 2}, {"step": 3, "loss": None}]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is always full")
+def test_files_that_a_full_disk_does_not_take_are_named_and_old_ones_stay(tmp_path) -> None:
+    path = tmp_path / "m.jsonl"
+    said = rf"{path} could not be written \(No space left on device\): free some space and go on with --resume"
+    with Journal(path, 0) as journal:
+        journal.write({"step": 1})
+    journal._file = open("/dev/full", "a")  # noqa: SIM115
+    with pytest.raises(UsageError, match=said):
+        journal.write({"step": 2})
+    with pytest.raises(UsageError, match=said):
+        journal.__exit__(None, None, None)
+    (tmp_path / "m.jsonl.part").symlink_to("/dev/full")
+    with pytest.raises(UsageError, match=said):
+        write_whole(b"other", path)
+    assert read(path) == [{"step": 1}]
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_ctrl_c_saves_and_ends_with_130(tmp_path, data_dir) -> None:

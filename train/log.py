@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from train.errors import UsageError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class Journal:
@@ -21,7 +28,7 @@ class Journal:
     def __init__(self, path: Path, start: int) -> None:
         kept = [line for line in read(path) if line["step"] <= start]
         write_whole("".join(json.dumps(line) + "\n" for line in kept).encode(), path)
-        self._file = path.open("a")
+        self._path, self._file = path, path.open("a")
 
     def __enter__(self) -> Journal:
         """Begin."""
@@ -31,12 +38,21 @@ class Journal:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close the file."""
-        self._file.close()
+        with written(self._path):
+            self._file.close()
 
     def write(self, values: dict[str, Any]) -> None:
-        """Append one line; flushed, so that a killed run keeps it."""
-        self._file.write(json.dumps(plain(values), allow_nan=False) + "\n")
-        self._file.flush()
+        """Append one line; flushed, so that a killed run keeps it.
+
+        Args:
+          values: of the line.
+
+        Raises:
+          UsageError: the disk is full.
+        """
+        with written(self._path):
+            self._file.write(json.dumps(plain(values), allow_nan=False) + "\n")
+            self._file.flush()
 
 
 def write_whole(data: bytes, path: Path) -> None:
@@ -45,10 +61,39 @@ def write_whole(data: bytes, path: Path) -> None:
     Args:
       data: of the file.
       path: of the file.
+
+    Raises:
+      UsageError: the disk is full.
     """
     part = path.with_name(path.name + ".part")
-    part.write_bytes(data)
-    os.replace(part, path)
+    with written(path):
+        try:
+            part.write_bytes(data)
+        except OSError:
+            with contextlib.suppress(OSError):
+                part.unlink()
+            raise
+        os.replace(part, path)
+
+
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[None]:
+    """Say in one line that a disk has no room for a file, or takes none any more.
+
+    Args:
+      path: of the file.
+
+    Raises:
+      UsageError: names it and the remedy.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise UsageError(
+            f"{path} could not be written ({error.strerror}): free some space and go on with --resume"
+        ) from error
 
 
 def read(path: Path) -> list[dict[str, Any]]:
