@@ -404,8 +404,15 @@ def test_a_signal_in_the_last_step_finishes_this_training_and_begins_no_other(tm
     assert (settings.folder / "topk" / "checkpoints" / "2").is_dir()
     assert not (settings.folder / "dense").exists()
     monkeypatch.setattr(Checkpoints, "save", save)
+    # Killed before it was summed up, it is scored anew, to the same bits
+    (settings.folder / "topk" / "summary.json").unlink()
+    model = settings.folder / "topk" / "model.msgpack"
+    kept = model.read_bytes()
+    model.unlink()
     found = loop.run(config.change(settings, resume=True), Console(quiet=True))
     assert [one["method"] for one in found] == ["topk", "dense"]
+    assert found[0] == summary
+    assert model.read_bytes() == kept
 
 
 @pytest.mark.xdist_group("whole")

@@ -51,6 +51,9 @@ class Model(NamedTuple):
         write_whole(serialization.msgpack_serialize(jax.tree.map(np.asarray, one(kept))), path)
 
 
+Scored = tuple[Model, tuple[float, float]]
+
+
 def make(network: Network, mesh: Mesh) -> Evaluator:
     """Prepare to evaluate.
 
@@ -116,6 +119,21 @@ def score(evaluator: Evaluator, model: Model, split: Split) -> tuple[float, floa
         sums.append(evaluator.test(*model, _placed(batch, evaluator.mesh)))
     loss, accuracy = np.sum([np.asarray(each, np.float64) for each in sums], axis=(0, 1)) / split.size
     return float(loss), float(accuracy)
+
+
+def scored(evaluator: Evaluator, state: step.State, dataset: Dataset) -> Scored:
+    """Make the shared model and score it on the test split.
+
+    Args:
+      evaluator: of `make`.
+      state: placed on the mesh.
+      dataset: to take batch statistics and examples from.
+
+    Returns:
+      Model, mean loss in nats, and accuracy.
+    """
+    model = shared(evaluator, state, dataset)
+    return model, score(evaluator, model, dataset.test)
 
 
 def _statistics(evaluator: Evaluator, params: Any, batch_stats: Any, split: Split) -> Any:

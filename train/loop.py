@@ -159,8 +159,8 @@ def train(
             times = phases.measure(config, program, standing.state, next(source))
         if hosts.leads():
             options.write_json(plain(times), folder / "phases.json")
-    model = evaluate.shared(program.evaluator, standing.state, dataset)
-    scores = evaluate.score(program.evaluator, model, dataset.test)
+    # None where this start had no step left to do
+    model, scores = session.scored or evaluate.scored(program.evaluator, standing.state, dataset)
 
     def keep() -> dict[str, Any]:
         model.save(folder / "model.msgpack")

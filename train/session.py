@@ -66,6 +66,7 @@ class Session:
         self._config, self._folder, self._program, self._dataset = config, folder, program, dataset
         self._header, self._saved, self._console = header, saved, console
         self._family = methods.settings_of(program.label, config.exchange).get("family")
+        self.scored: evaluate.Scored | None = None  # at the last step, where `run` has done it
         self.heard = 0  # signal that this process heard during `run`; one in the last steps does not end it
 
     def run(self, standing: Standing) -> Standing:
@@ -175,8 +176,9 @@ class Session:
 
     def _evaluate(self, standing: Standing, line: dict[str, Any]) -> tuple[Standing, dict[str, Any]]:
         """Score, and count what averaging the batch statistics for it costs."""
-        model = evaluate.shared(self._program.evaluator, standing.state, self._dataset)
-        loss, accuracy = evaluate.score(self._program.evaluator, model, self._dataset.test)
+        model, scores = evaluate.scored(self._program.evaluator, standing.state, self._dataset)
+        if standing.done == self._config.training.steps:
+            self.scored = model, scores
         payload, link = evaluate.cost(standing.state, self._config.devices)
         standing = standing._replace(
             payload_bytes=standing.payload_bytes + payload, link_bytes=standing.link_bytes + link
@@ -186,7 +188,7 @@ class Session:
             if dense and extra:
                 line[f"{key}_ratio"] = dense / (dense / line[f"{key}_ratio"] + extra)
             line[f"{key}_bytes"] = total
-        return standing, line | {"test_loss": loss, "test_accuracy": accuracy}
+        return standing, line | {"test_loss": scores[0], "test_accuracy": scores[1]}
 
 
 class Trace:
