@@ -197,6 +197,20 @@ def test_a_launcher_whose_terminal_is_closed_tells_its_processes(tmp_path, monke
     assert group.run() == 128 + signal.SIGHUP
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGPIPE")
+def test_a_launch_that_nobody_reads_ends_its_processes_those_that_will_not_end_too(tmp_path) -> None:
+    deaf = tmp_path / "deaf"
+    deaf.write_text("#!/bin/sh\ntrap '' TERM\nwhile :; do echo line; done\n")
+    deaf.chmod(0o700)
+    work = f"import sys; from train import launch; sys.executable = {str(deaf)!r}; sys.exit(launch.main())"
+    reads, writes = os.pipe()
+    os.close(reads)
+    command = [sys.executable, "-c", work, "--processes", "2", "--", "--timeout", "1", "--workdir", str(tmp_path)]
+    done = subprocess.run(command, stdout=writes, stderr=subprocess.PIPE, text=True, timeout=100)
+    os.close(writes)
+    assert (done.returncode, done.stderr) == (141, "launch: processes that do not end are killed\n")
+
+
 @pytest.mark.slow
 def test_a_signal_that_one_process_hears_too_late_ends_all_before_the_next_training(tmp_path, data_dir) -> None:
     given = ["--model", "mlp", "--batch", "32", "--no-phases", "--devices", "2", "--method", "topk", "--steps", "3"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import signal
 import socket
 import subprocess
@@ -22,7 +23,7 @@ from train.interrupts import HANGUP, leave_terminal, wishes
 from train.limits import MANY, within
 
 PROG = "train.launch"
-GRACE = 15.0  # seconds that processes have to end by themselves, once one has
+GRACE = 15.0  # seconds that processes have to end by themselves, once one has, or once two signals asked them to
 PAUSE, LONGEST = 1.0, 30.0  # seconds before the first restart, doubled each time, and before any
 NOISE = ("[Gloo] Rank ", "    @ ", "*** Check failure")  # what gloo says of every connection, and stacks of JAX's own
 
@@ -32,7 +33,8 @@ class Launch:
     """Start processes of train.main, whose options follow after --, and see them through to the end.
 
     When one dies, all are ended, and started again from the newest checkpoint. Their lines are shown with their number
-    before them. Ctrl-C, SIGTERM and SIGHUP reach all of them; a second one ends them at once.
+    before them. Ctrl-C, SIGTERM and SIGHUP reach all of them; a second one ends them at once. Where nobody reads on
+    what is printed, all end as by SIGTERM.
     """
 
     processes: int = 2
@@ -53,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
       The exit status: 0 where all ended well, else that of the process that failed first, 128 and its signal's number
-      where it was killed.
+      where it was killed; 141 where nobody reads on what is printed.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     cut = given.index("--") if "--" in given else len(given)
@@ -63,7 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work() -> None:
         launch = options.parse(own, f"python -m {PROG}", Launch, Launch())
         _check(launch, rest)
-        result[0] = Group(launch, rest).run()
+        group = Group(launch, rest)
+        result[0] = group.run()
+        if group.unread:
+            raise BrokenPipeError
 
     return status_of(work) or result[0]
 
@@ -79,9 +84,12 @@ class Group:
     def __init__(self, launch: Launch, given: Sequence[str]) -> None:
         self._launch, self._given = launch, list(given)
         self._running: dict[int, subprocess.Popen[str]] = {}
-        self._settings = program.parse(self._given).folder / "config.json"
+        config = program.parse(self._given)
+        self._settings, self._patience = config.folder / "config.json", config.hosts.timeout
         self._before = _stamp(self._settings)
         self._signal = 0
+        self._last = math.inf  # when those that were asked to end are killed
+        self.unread = False  # whether nobody reads what is printed
 
     def run(self) -> int:
         """Start, watch, and start again, until all have ended well, or for good.
@@ -123,7 +131,7 @@ class Group:
             )
             assert child.stdout is not None
             self._running[number] = child
-            readers.append(threading.Thread(target=_relay, args=(child.stdout, number), daemon=True))
+            readers.append(threading.Thread(target=self._relay, args=(child.stdout, number), daemon=True))
             readers[-1].start()
         try:
             return self._watch()
@@ -138,7 +146,7 @@ class Group:
 
     def _watch(self) -> int:
         """Wait for the end of all; once one has failed, the others have GRACE seconds to see it themselves."""
-        first, last = 0, float("inf")
+        first, last = 0, math.inf
         while True:
             ended = {number: child.poll() for number, child in self._running.items()}
             for number, status in ended.items():
@@ -147,6 +155,11 @@ class Group:
                     _say(f"process {number} ended with status {first}")
             if all(status is not None for status in ended.values()) or time.monotonic() > last:
                 return first
+            if time.monotonic() > self._last:
+                _say("processes that do not end are killed")
+                return first or 128 + self._signal
+            if self.unread and not self._signal:
+                self._hear(signal.SIGTERM, None)
             time.sleep(0.05)
 
     def _sleep(self, seconds: float) -> None:
@@ -155,12 +168,24 @@ class Group:
             time.sleep(0.05)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
+        # A step and its checkpoint take a while; who asks twice does not wait for them
+        self._last = min(self._last, time.monotonic() + (GRACE if self._signal else self._patience))
         self._signal = number
         if number == HANGUP:
             leave_terminal()
         for child in self._running.values():
             if child.poll() is None:
                 child.send_signal(number)
+
+    def _relay(self, lines: IO[str], number: int) -> None:
+        """Show a process's lines; where nobody reads them they are taken all the same, or it would wait for ever."""
+        for line in lines:
+            if not (line.startswith(NOISE) or self.unread):
+                try:
+                    sys.stdout.write(f"[{number}] {line}")
+                    sys.stdout.flush()
+                except OSError as error:  # or of a terminal that has gone, which is told by SIGHUP
+                    self.unread = isinstance(error, BrokenPipeError)
 
 
 def _check(launch: Launch, given: Sequence[str]) -> None:
@@ -194,17 +219,9 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _relay(lines: IO[str], number: int) -> None:
-    for line in lines:
-        if not line.startswith(NOISE):
-            # Where nobody reads on, lines are to be taken from the process all the same, lest it wait for that
-            with contextlib.suppress(OSError):
-                sys.stdout.write(f"[{number}] {line}")
-                sys.stdout.flush()
-
-
 def _say(text: str) -> None:
-    print(f"launch: {text}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):
+        print(f"launch: {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
