@@ -152,6 +152,7 @@ def test_processes_that_have_not_met_do_not_train_each_for_itself(tmp_path, monk
     ("given", "words"),
     [
         (["--processes", "0", "--"], "--processes 0 is out of range"),
+        (["--processes", "2", "--steps", "3"], "--steps is none of --processes, "),
         (["--process", "1", "--"], "--coordinator and --process go together"),
         (["--", "--process", "1"], "give it before --"),
         (["--", "--config", "/no/such"], "--config /no/such cannot be read"),

@@ -63,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     result = [0]
 
     def work() -> None:
+        _check_names(own)
         launch = options.parse(own, f"python -m {PROG}", Launch, Launch())
         _check(launch, rest)
         group = Group(launch, rest)
@@ -186,6 +187,14 @@ class Group:
                     sys.stdout.flush()
                 except OSError as error:  # or of a terminal that has gone, which is told by SIGHUP
                     self.unread = isinstance(error, BrokenPipeError)
+
+
+def _check_names(own: Sequence[str]) -> None:
+    known = [f"--{field.name}" for field in dataclasses.fields(Launch)]
+    for argument in own:
+        name = argument.partition("=")[0]
+        if name.startswith("--") and name not in (*known, "--help"):
+            raise UsageError(f"{name} is none of {', '.join(known)}: give options of {program.PROG} after --")
 
 
 def _check(launch: Launch, given: Sequence[str]) -> None:
