@@ -21,7 +21,7 @@ from rich.console import Console
 import gradpart_jax as gp
 from gradpart_jax.segments import layout_of
 from gradpart_jax.shares import share_of
-from train import check, config, loop, parts
+from train import check, config, loop, parts, screen
 from train.checkpoint import Checkpoints
 from train.errors import Interrupted, UsageError
 from train.log import Journal, read, write_whole
@@ -413,6 +413,23 @@ def test_a_signal_in_the_last_step_finishes_this_training_and_begins_no_other(tm
     assert [one["method"] for one in found] == ["topk", "dense"]
     assert found[0] == summary
     assert model.read_bytes() == kept
+
+
+class Cut(io.StringIO):
+    """A pipe whose reader goes after the first evaluation."""
+
+    def write(self, text: str) -> int:
+        if "step 2 of 9" in text:
+            raise BrokenPipeError
+        return super().write(text)
+
+
+def test_a_training_whose_output_nobody_reads_on_ends_with_a_checkpoint(tmp_path, data_dir) -> None:
+    settings = make(tmp_path, data_dir, name="cut", steps=9, eval_every=2, method="dense")
+    with pytest.raises(Interrupted) as caught:
+        loop.run(settings, screen.Paper(file=Cut(), width=100))
+    assert 128 + caught.value.number == 141
+    assert (settings.folder / "dense" / "checkpoints" / "3").is_dir()
 
 
 @pytest.mark.xdist_group("whole")

@@ -20,7 +20,7 @@ from train.limits import within
 from train.log import plain
 from train.main import begin, ended
 from train.results import Entry, endings, table, tabulate
-from train.screen import say
+from train.screen import paper, say
 from train.studies import STUDIES, StudyName
 from train.summary import DIVERGED
 
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             hosts.together(lambda: check.check(comparison), "the check of options")
             # Dependencies' warnings tell a user of this program nothing.
             warnings.simplefilter("ignore")
-            run(comparison, Console(quiet=not hosts.leads()), folders.command(PROG, given))
+            run(comparison, paper(quiet=not hosts.leads()), folders.command(PROG, given))
 
     return ended(status_of(work))
 

@@ -7,7 +7,8 @@ import signal
 import sys
 from collections.abc import Callable
 
-BROKEN, USAGE, LOST, UNREAD = 1, 2, 3, 141  # exit statuses; the last is that of SIGPIPE
+SIGPIPE = 13  # on every system that has it; Python ignores it, and a write fails in its place
+BROKEN, USAGE, LOST, UNREAD = 1, 2, 3, 128 + SIGPIPE  # exit statuses
 
 
 class UsageError(Exception):
@@ -54,18 +55,24 @@ def status_of(work: Callable[[], object]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return {UsageError: USAGE, HostError: LOST}.get(type(error), BROKEN)
     except BrokenPipeError:
-        if not _unread():
+        if not unread():
             raise
         return UNREAD
     except Interrupted as interrupt:
+        if interrupt.number == SIGPIPE:
+            unread()
         return 128 + interrupt.number
     except KeyboardInterrupt:
         return 130
     return 0
 
 
-def _unread() -> bool:
-    """Say whether standard output is a pipe whose reader has gone, as `| head` does; if so, close it for good."""
+def unread() -> bool:
+    """Say whether standard output is a pipe whose reader has gone, as `| head` does; if so, close it for good.
+
+    Returns:
+      Whether it is, and was not closed yet.
+    """
     try:
         print(flush=True)
     except BrokenPipeError:

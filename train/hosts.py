@@ -23,7 +23,7 @@ import jax
 from jax._src import distributed
 
 from train.config import Hosts
-from train.errors import BROKEN, DivergedError, HostError, NonFiniteError, UsageError
+from train.errors import BROKEN, UNREAD, DivergedError, HostError, NonFiniteError, UsageError, unread
 
 T = TypeVar("T")
 GRACE = 3.0  # seconds that processes which end in an error wait for the others to say theirs
@@ -148,6 +148,8 @@ def company() -> Iterator[None]:
                 f"process {index()} lost touch with another one: start all again with --resume "
                 f"({words.splitlines()[0]})"
             ) from error
+        if isinstance(error, BrokenPipeError) and unread():
+            part(UNREAD)
         # The others wait in a collective for this one: they are to see it go
         traceback.print_exc()
         part(BROKEN)

@@ -22,23 +22,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
       The exit status: 0, 1 where training broke down, 2 for a mistake in the options, 3 where another process is
-      lost, 130 for Ctrl-C.
+      lost, 130 for Ctrl-C, 141 where nobody reads on what is printed.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
 
     def work() -> None:
         config = parse(given)
         # Imported here: reading the library must not slow --help down.
-        from rich.console import Console
-
-        from train import check, folders, hosts, loop
+        from train import check, folders, hosts, loop, screen
 
         with hosts.company():
             config = begin(config)
             hosts.together(lambda: check.check(config), "the check of options")
             # Dependencies' warnings tell a user of this program nothing.
             warnings.simplefilter("ignore")
-            loop.run(config, Console(quiet=not hosts.leads()), folders.command(PROG, given))
+            loop.run(config, screen.paper(quiet=not hosts.leads()), folders.command(PROG, given))
 
     return ended(status_of(work))
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 import gradpart_jax as gp
@@ -21,7 +20,7 @@ from train import figures
 from train.calibration import calibration_of
 from train.errors import UsageError, status_of
 from train.limits import within
-from train.screen import say
+from train.screen import paper, say
 
 DEVICES = (2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 256, 512, 1000, 2000, 4000, 10_000)
 LINKS = (*(m * 10.0**e for e in range(6) for m in (1, 2, 4)), 400_000.0)  # Mbit/s
@@ -136,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args = tyro.cli(Args, args=arguments, prog="python -m train.plan", description=__doc__)
         check(args)
         asked = functools.partial(ask, args, calibration_of(args.calibration))
-        console = Console()
+        console = paper()
         console.print(str(asked()), highlight=False, soft_wrap=True)
         whole = {hosts * args.chips for hosts in (2, 4, 8, 16)}  # however many chips a host has, there is a row to show
         counts = sorted({count for count in DEVICES if count % args.chips == 0} | whole)

@@ -24,7 +24,7 @@ from gradpart_jax.families import FAMILIES
 from train import traces
 from train.errors import UsageError, status_of
 from train.limits import MANY, within
-from train.screen import say
+from train.screen import paper, say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +174,7 @@ def main(args: Args) -> None:
         raise UsageError(f"--out {args.out} is a file: give a folder")
     if args.out.exists() and any(args.out.iterdir()) and not args.overwrite:
         raise UsageError(f"--out {args.out} holds files: replace them with --overwrite, or choose another folder")
-    console = Console()
+    console = paper()
     runs = [(name, density) for name in (*traces.TRAINED_ON, traces.HELD_OUT) for density in args.densities]
     recorded: dict[tuple[str, float], Rows] = {}
     for name, density in track(runs, "recording", console=console):

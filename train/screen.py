@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -16,6 +17,35 @@ from rich.table import Table
 from train.log import amount
 
 RECENT = 50  # steps that the speed shown is of
+WIDTH = 100  # characters at least, where no terminal says how wide it is
+
+
+class Paper(Console):
+    """A console whose program decides what is done where nobody reads on; rich's own ends it there and then."""
+
+    def on_broken_pipe(self) -> None:
+        """Print nothing more.
+
+        Raises:
+          BrokenPipeError: always.
+        """
+        self.quiet = True
+        raise BrokenPipeError
+
+
+def paper(*, quiet: bool = False) -> Paper:
+    """Make what a program prints on.
+
+    Args:
+      quiet: whether it shows nothing.
+
+    Returns:
+      The console.
+    """
+    made = Paper(quiet=quiet)
+    if not made.is_terminal:
+        made.width = max(made.width, WIDTH)
+    return made
 
 
 def say(console: Console, text: str, style: str | None = None) -> None:
@@ -41,6 +71,7 @@ class Screen:
 
     def __init__(self, console: Console, title: str, start: int, steps: int) -> None:
         self._console, self._title, self._steps = console, title, steps
+        self.unread = False  # whether nobody reads what is shown
         self._times: deque[float] = deque(maxlen=RECENT + 1)
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
@@ -66,7 +97,8 @@ class Screen:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Stop drawing."""
-        self._progress.stop()
+        with self._outliving():
+            self._progress.stop()
 
     def step(self, line: dict[str, Any]) -> None:
         """Move the bar.
@@ -79,15 +111,22 @@ class Screen:
         speed = f"{self._speed():.1f} steps/s"
         self._progress.update(self._task, completed=line["step"], says=says, speed=speed)
         if "test_loss" in line and not self._console.is_terminal:
-            say(
-                self._console,
+            self.says(
                 f"{self._title}: step {line['step']} of {self._steps}, {says}, "
-                f"test loss {line['test_loss']:.4f}, test accuracy {line['test_accuracy']:.2%}, {speed}",
+                f"test loss {line['test_loss']:.4f}, test accuracy {line['test_accuracy']:.2%}, {speed}"
             )
 
     def says(self, text: str) -> None:
         """Say a line above the bar."""
-        say(self._console, text)
+        with self._outliving():
+            say(self._console, text)
+
+    @contextlib.contextmanager
+    def _outliving(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            self.unread = True
 
     def _speed(self) -> float:
         return (len(self._times) - 1) / max(self._times[-1] - self._times[0], 1e-9)

@@ -16,7 +16,7 @@ import gradpart_jax as gp
 from train import agree, data, evaluate, hosts, methods, step
 from train.checkpoint import FOLDER, Checkpoints, steps_on_disk
 from train.config import Config
-from train.errors import Interrupted, NonFiniteError
+from train.errors import SIGPIPE, Interrupted, NonFiniteError
 from train.interrupts import Interrupts
 from train.placing import one, place
 from train.program import Program
@@ -67,7 +67,8 @@ class Session:
         self._header, self._saved, self._console = header, saved, console
         self._family = methods.settings_of(program.label, config.exchange).get("family")
         self.scored: evaluate.Scored | None = None  # at the last step, where `run` has done it
-        self.heard = 0  # signal that this process heard during `run`; one in the last steps does not end it
+        # Signal heard here during `run`, SIGPIPE where nobody reads on; one in the last steps does not end it
+        self.heard = 0
 
     def run(self, standing: Standing) -> Standing:
         """Train to the last step, writing, showing and saving on the way.
@@ -98,7 +99,8 @@ class Session:
             source = stack.enter_context(contextlib.closing(batches(self._config, self._dataset.train, first)))
             while standing.done < steps and not signal:
                 trace.step(standing.done - first)
-                standing, line, stats, signal = self._advance(standing, source, interrupts.number or 0)
+                self.heard = interrupts.number or show.unread * SIGPIPE
+                standing, line, stats, signal = self._advance(standing, source, self.heard)
                 evaluated = standing.done % output.eval_every == 0 or standing.done == steps
                 if evaluated:
                     standing, line = self._evaluate(standing, line)
@@ -106,7 +108,7 @@ class Session:
                     record.step(line, stats, standing.state.opt_state, evaluated=evaluated)
                 show.step(line)
                 self._keep(standing, last=standing.done == steps or bool(signal))
-        self.heard = interrupts.number or 0
+        self.heard = interrupts.number or show.unread * SIGPIPE
         if signal and standing.done < steps:
             kept = "a checkpoint was written: go on with --resume" if output.checkpoint_every else "nothing was saved"
             say(self._console, f"ended after step {standing.done} of {steps}; {kept}")

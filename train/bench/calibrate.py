@@ -11,7 +11,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 import gradpart_jax as gp
@@ -24,7 +23,7 @@ from gradpart_jax.sizes import plan_of
 from train import figures, traces
 from train.bench import compress
 from train.limits import MANY, within
-from train.screen import say
+from train.screen import paper, say
 
 SMALL = 100_000  # elements, of the update that shows what does not grow
 DENSITIES = (0.01, 0.03)
@@ -122,7 +121,7 @@ def main(args: Args) -> None:
     """
     within(("--elements", args.elements, 1_000_000, 10**8), ("--repeats", args.repeats, 1, MANY))
     figures.check(None, args.json)
-    console = Console()
+    console = paper()
     found = measure(args.elements, args.repeats)
     table = Table(title=f"coding on {found.machine}")
     table.add_column("")

@@ -30,7 +30,7 @@ from train import figures, traces
 from train.bench import trees
 from train.errors import UsageError
 from train.limits import MANY, within
-from train.screen import say
+from train.screen import paper, say
 
 SIZES = (10**5, 10**6, 10**7, 10**8)
 BYTES_NEEDED = 40  # of memory for each element, at the most
@@ -235,7 +235,7 @@ def main(args: Args) -> None:
         raise UsageError(f"--data {args.data} is unknown: choose one of laplace, recorded")
     figures.check(args.figure, args.json)
     jax.config.update("jax_num_cpu_devices", 4)
-    console = Console()
+    console = paper()
     gradient = gradient_of(args.data, args.elements)
     least = timed(floor, lambda: (jnp.copy(gradient), jnp.zeros_like(gradient)), args.repeats)
     result = whole(gradient, args.density, args.repeats)

@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from rich.console import Console
 
 import gradpart_jax as gp
 from gradpart_jax.costs import Calibration, Link
@@ -31,7 +30,7 @@ from train.bench.kept import rows_in
 from train.calibration import calibration_of
 from train.errors import UsageError
 from train.limits import MANY, within
-from train.screen import say
+from train.screen import paper, say
 
 CHIPS = 2  # of a host, in "hierarchical"
 WORD_BITS = 32
@@ -248,7 +247,7 @@ def main(args: Args) -> None:
         raise UsageError(
             f"--devices {max(args.devices)} is more than the {len(jax.devices())} that JAX finds: use fewer"
         )
-    console = Console()
+    console = paper()
     rows = [row for row in kept if (row["elements"], row["ratio"]) == (args.elements, args.ratio)]
     others = [row for row in kept if row not in rows]
 

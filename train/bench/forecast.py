@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from rich.console import Console
 from rich.table import Table
 
 from gradpart_jax import summaries
@@ -20,7 +19,7 @@ from gradpart_jax.segments import layout_of, ravel, sample_positions, unravel
 from train import figures, traces
 from train.bench.thresholds import RIVALS, Rival, cross_entropy
 from train.limits import MANY, within
-from train.screen import say
+from train.screen import paper, say
 
 SETTLED = 50  # steps after which no step should be far off
 
@@ -152,7 +151,7 @@ def main(args: Args) -> None:
     traces.check(args.model, args.densities)
     within(("--steps", args.steps, SETTLED + 10, 10**6), ("--seed", args.seed, 0, MANY))
     figures.check(args.figure, args.json)
-    console = Console()
+    console = paper()
     results: list[Result] = []
     jobs = len(args.densities) * (1 + len(RIVALS))
     with console.status("compiling ...") as status:

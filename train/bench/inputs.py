@@ -8,11 +8,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from train import data
 from train.limits import within
+from train.screen import paper
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ def main(args: Args) -> None:
     from train.datasets.noise import EXAMPLES, GradpartNoise
 
     within(("--batch", args.batch, 1, EXAMPLES["train"]), ("--seconds", args.seconds, 0.01, 600))
-    console = Console()
+    console = paper()
     table = Table("input", "augmentation", "read ahead", "examples/s", "ms a batch")
     with tempfile.TemporaryDirectory() as folder:
         with quiet():

@@ -33,7 +33,7 @@ from train.launch import NOISE
 from train.limits import MANY, within
 from train.log import read
 from train.main import parse
-from train.screen import say
+from train.screen import paper, say
 
 MODEL = [
     "--data", "stdlib", "--model", "transformer", "--width", "512", "--layers", "1", "--heads", "8", "--window", "16",
@@ -93,7 +93,7 @@ def main(args: Args) -> None:
     problem = links.missing()
     if problem:
         raise UsageError(problem)
-    console = Console()
+    console = paper()
     if args.clean:
         console.print(f"{links.clean()} namespaces removed")
         return

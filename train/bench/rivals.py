@@ -13,7 +13,6 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.console import Console
 from rich.progress import track
 
 import gradpart_jax as gp
@@ -28,7 +27,7 @@ from train.config import Exchange
 from train.errors import UsageError
 from train.labels import Label, parse_label, parse_labels
 from train.limits import MANY, within
-from train.screen import say
+from train.screen import paper, say
 
 AXIS = "devices"
 # Options without which a method has nothing to send, or would be looked at while it still learns
@@ -227,7 +226,7 @@ def main(args: Args) -> None:
         if args.json:
             kept = [r for r in known if r not in rows]
             options.write_json({"settings": settings, "rows": rows + kept}, args.json)
-    console = Console()
+    console = paper()
     about = f"{12 * args.width**2 / 1e6:.3g} million parameters, {' / '.join(map(str, counts))} devices"
     for shown in rivals_picture.tables(rows, about, args.ratio, args.budget):
         console.print(shown)

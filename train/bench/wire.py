@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from gradpart_jax.codecs import WIDEST_VALUE, index_codec
@@ -19,7 +18,7 @@ from gradpart_jax.payload import PayloadFormat
 from gradpart_jax.sizes import KEY_BITS, KEY_SHARE
 from train import figures
 from train.limits import within
-from train.screen import say
+from train.screen import paper, say
 
 SIZES = (10**4, 10**5, 10**6, 10**7, 10**8)
 DENSITIES = (0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
@@ -89,7 +88,7 @@ def main(args: Args) -> None:
     """
     within(("--key-bits", args.key_bits, 2, WIDEST_VALUE))
     figures.check(args.figure, args.json)
-    console = Console()
+    console = paper()
     rows = [measure(n, d, args.key_bits) for n in SIZES for d in DENSITIES if n * d >= 10]
     table = Table(title="bits an entry sent; the payload has a header, two regions, values and padding")
     for column in ("size", "density", "index", "bound", "over", "payload", "bound", "over"):
