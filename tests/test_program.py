@@ -1,5 +1,6 @@
 """The training program, as its users meet it: options, errors, files, a run, and what it leaves."""
 
+import contextlib
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ from rich.console import Console
 
 from train import check, config, data, loop, main, methods, models, optimizer, options, screen, step
 from train.errors import NonFiniteError, UsageError
-from train.interrupts import Interrupts
+from train.interrupts import Interrupts, remembered
 from train.labels import parse_label
 from train.log import read
 
@@ -418,6 +419,18 @@ def test_a_closed_terminal_is_a_wish_however_often_it_is_told_and_none_under_noh
             assert interrupts.number is None
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_ctrl_c_that_python_ignored_ends_before_a_run_folder_is_made(tmp_path, data_dir) -> None:
+    with remembered():
+        with contextlib.suppress(KeyboardInterrupt):  # as in a callback of the garbage collector
+            signal.raise_signal(signal.SIGINT)
+        settings = make(tmp_path, data_dir, name="missed")
+        with pytest.raises(KeyboardInterrupt):
+            loop.run(settings, Console(quiet=True))
+        assert not settings.folder.exists()
+        with pytest.raises(KeyboardInterrupt), Interrupts(print):
+            pytest.fail("has begun")
 
 
 def test_numbers_for_people() -> None:

@@ -15,6 +15,7 @@ from rich.markup import escape
 from train import methods, options, picture, report
 from train.config import Config, change, groups
 from train.errors import UsageError, status_of
+from train.interrupts import check_missed, remembered
 from train.labels import parse_labels
 from train.limits import within
 from train.log import plain
@@ -65,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
 
+    @remembered()
     def work() -> None:
         comparison = parse(given)
         from train import check, folders, hosts
@@ -171,6 +173,7 @@ def run(comparison: Comparison, console: Console, command: str = "compare.run") 
     entries = plan(comparison)
     dataset = loop.load(comparison)
     check.check_data(comparison, dataset)
+    check_missed()
     folders.make(comparison)
     wanted = {"methods": comparison.methods, "budgets": comparison.budgets, "seeds": comparison.seeds}
     if hosts.leads():

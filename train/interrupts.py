@@ -7,11 +7,12 @@ import os
 import signal
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
 HANGUP: int | None = getattr(signal, "SIGHUP", None)  # which Windows has not
+_missed = threading.Event()
 
 
 def wishes() -> list[int]:
@@ -30,6 +31,39 @@ def leave_terminal() -> None:
                 os.close(nothing)
 
 
+@contextlib.contextmanager
+def remembered() -> Iterator[None]:
+    """Remember Ctrl-C, for the length of a with-block, so that `check_missed` ends where it was ignored.
+
+    Python ignores a KeyboardInterrupt in a callback, such as JAX's of the garbage collector, and a start has many.
+    """
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        _missed.set()
+        raise KeyboardInterrupt
+
+    own = threading.current_thread() is threading.main_thread()
+    if not own or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, hear)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _missed.clear()
+
+
+def check_missed() -> None:
+    """End where Ctrl-C came and was ignored.
+
+    Raises:
+      KeyboardInterrupt: it was.
+    """
+    if _missed.is_set():
+        raise KeyboardInterrupt
+
+
 class Interrupts:
     """Hold interrupts back, for the length of a with-block; a second one ends at once.
 
@@ -43,7 +77,12 @@ class Interrupts:
         self.number: int | None = None
 
     def __enter__(self) -> Interrupts:
-        """Begin; in a thread other than the main one nothing can be held back."""
+        """Begin; in a thread other than the main one nothing can be held back.
+
+        Raises:
+          KeyboardInterrupt: Ctrl-C came before, and was ignored.
+        """
+        check_missed()
         if threading.current_thread() is threading.main_thread():
             for number in wishes():
                 self._before[number] = signal.signal(number, self._hear)

@@ -15,6 +15,7 @@ from train import agree, data, evaluate, folders, hosts, methods, options, phase
 from train.checkpoint import FOLDER, Checkpoints, steps_on_disk
 from train.config import Config, flat
 from train.errors import Interrupted, NonFiniteError, UsageError
+from train.interrupts import check_missed
 from train.labels import parse_label
 from train.log import plain, read
 from train.owners import release
@@ -59,6 +60,7 @@ def run(config: Config, console: Console, command: str = "loop.run") -> list[dic
     programs = [prepare(config, dataset, label, config.exchange.ratio) for label in labels]
     kept = [config.folder / program.label.folder for program in programs]
     hosts.lead(lambda: _check_resumable(config, *kept), "the look for checkpoints")
+    check_missed()
     folders.make(config)  # not before: what `prepare` refuses leaves none
     with contextlib.suppress(OSError):
         # Where hosts share no disk an older one may have been left: the launcher is to see that it is this run's

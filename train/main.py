@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from train import options, pages
 from train.config import VIRTUAL_DEVICES, Config, Settings, change, settle
 from train.errors import UsageError, status_of
+from train.interrupts import remembered
 
 PROG = "train.main"
 
@@ -26,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
 
+    @remembered()
     def work() -> None:
         config = parse(given)
         # Imported here: reading the library must not slow --help down.
