@@ -156,11 +156,6 @@ def train(
             standing = session.run(standing)
         except NonFiniteError as error:
             return hosts.lead(functools.partial(conclude, None, str(error)), "the end of training")
-    if config.output.phases and not hosts.lead((folder / "phases.json").exists, "the end of training"):
-        with contextlib.closing(batches(config, dataset.train, standing.done)) as source:
-            times = phases.measure(config, program, standing.state, next(source))
-        if hosts.leads():
-            options.write_json(plain(times), folder / "phases.json")
     # None where this start had no step left to do
     model, scores = session.scored or evaluate.scored(program.evaluator, standing.state, dataset)
 
@@ -174,6 +169,13 @@ def train(
     if signal:
         say(console, f"{folder} has finished; what comes after it is left: go on with --resume")
         raise Interrupted(signal)
+    # Last, so that whoever does not wait for it loses nothing else
+    if config.output.phases and not hosts.lead((folder / "phases.json").exists, "the end of training"):
+        say(console, "measuring where a step's time goes ...")
+        with contextlib.closing(batches(config, dataset.train, standing.done)) as source:
+            times = phases.measure(config, program, standing.state, next(source))
+        if hosts.leads():
+            options.write_json(plain(times), folder / "phases.json")
     return result
 
 
