@@ -204,7 +204,12 @@ def test_another_number_of_devices_owes_the_same(whole, monkeypatch) -> None:
     monkeypatch.setattr(loop, "release", released)
     monkeypatch.setattr(loop, "redistribute", redistributed)
     console = Console(record=True, width=200, file=io.StringIO())
-    assert loop.run(settings, console)[0]["steps"] == 20
+    found = loop.run(settings, console)[0]
+    assert found["steps"] == 20
+    lines = read(settings.folder / "partition" / "metrics.jsonl")
+    spent = np.diff([0.0, *[line["link_bytes"] for line in lines]])
+    dense = spent @ [line["link_ratio"] for line in lines]
+    assert found["link_ratio"] == pytest.approx(dense / found["link_bytes"], rel=1e-5)
     text = console.export_text()
     assert "going on with other settings: devices 4 became 2" in text
     assert "4 devices became 2: each takes over the memories of up to 2; the sum of memories is the same" in text

@@ -215,13 +215,16 @@ def describe(
     }
 
 
-def keep_header(header: dict[str, Any], folder: Path, done: int) -> None:
+def keep_header(header: dict[str, Any], folder: Path, done: int) -> dict[str, Any]:
     """Write run.json; a run that goes on keeps when and how it was started, and notes each start after.
 
     Args:
       header: of `describe`.
       folder: of the run.
       done: steps already done.
+
+    Returns:
+      The header as it is kept.
     """
     path = folder / "run.json"
     if done and path.exists():
@@ -230,9 +233,11 @@ def keep_header(header: dict[str, Any], folder: Path, done: int) -> None:
         header = header | {
             "command": first["command"],
             "started": first["started"],
+            "began_with": first.get("began_with", first["devices"]),
             "resumed": [*first.get("resumed", []), again],
         }
     options.write_json(header, path)
+    return header
 
 
 def command(module: str, arguments: Sequence[str] | None) -> str:

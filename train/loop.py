@@ -150,7 +150,7 @@ def train(
         if hosts.leads():
             if config.start.resume and not standing.done and read(folder / "metrics.jsonl"):
                 notice(f"{folder} has no checkpoint yet: begun anew")
-            folders.keep_header(about, folder, standing.done)
+            about = folders.keep_header(about, folder, standing.done)
         session = Session(config, folder, program, dataset, about, saved, console)
         try:
             standing = session.run(standing)

@@ -35,11 +35,11 @@ def summarise(
 
     def ratio(kind: str, before: dict[str, Any]) -> float | None:
         """Say how many times fewer bytes were spent than by dense exchanges; 1 where no bytes are, on one device."""
-        steps = last["step"] - before.get("step", 0)
         spent = last[f"{kind}_bytes"] - before.get(f"{kind}_bytes", 0.0)
-        if not steps:
+        if last["step"] == before.get("step", 0):
             return None
-        return steps * header[f"dense_{kind}_bytes"] / spent if spent else 1.0
+        dense = _dense(header, kind, last["step"]) - _dense(header, kind, before.get("step", 0))
+        return dense / spent if spent else 1.0
 
     forecast = header["kind"] == "partition"
     errors = [abs(np.expm1(line["forecast_error"])) for line in steady if line["forecast_error"] is not None]
@@ -62,3 +62,17 @@ def summarise(
         "seconds": last["seconds"],
         "status": FINISHED if why is None else DIVERGED,
     } | ({} if why is None else {"why": why})
+
+
+def _dense(header: dict[str, Any], kind: str, steps: int) -> float:
+    """Count the bytes of so many steps, uncompressed, each over as many devices as it was made by."""
+    if kind == "payload":
+        return steps * float(header["dense_payload_bytes"])
+    resumed = [(start["step"], start["devices"]) for start in header.get("resumed", [])]
+    total = 0.0
+    # Backwards, for a start may go on from before the last one's beginning, and makes those steps again
+    for step, devices in reversed([(0, header.get("began_with", header["devices"])), *resumed]):
+        if step < steps:
+            total += (steps - step) * header["dense_payload_bytes"] * 2 * (devices - 1) / devices
+            steps = step
+    return total
