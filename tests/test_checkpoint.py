@@ -382,6 +382,9 @@ def test_a_finished_run_without_checkpoints_is_not_begun_anew_by_resume(tmp_path
     ):
         loop.run(longer, Console(quiet=True))
     assert {path: path.read_bytes() for path in settings.folder.rglob("*") if path.is_file()} == before
+    with pytest.raises(UsageError, match=r"--resume --steps 1: .*dense has made 2 steps: give that many"):
+        loop.run(config.change(longer, steps=1), Console(quiet=True))
+    assert json.loads((settings.folder / "config.json").read_text())["steps"] == 2
     # As it is, it has finished, and goes on to its report; killed before its end, it has nothing to lose
     assert loop.run(config.change(settings, resume=True), Console(quiet=True))[0]["steps"] == 2
     (settings.folder / "dense" / "summary.json").unlink()

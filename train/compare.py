@@ -173,6 +173,8 @@ def run(comparison: Comparison, console: Console, command: str = "compare.run") 
     entries = plan(comparison)
     dataset = loop.load(comparison)
     check.check_data(comparison, dataset)
+    kept = [comparison.folder / entry.folder for entry in entries]
+    hosts.lead(lambda: loop.check_resumable(comparison, *kept), "the look for checkpoints")
     check_missed()
     folders.make(comparison)
     wanted = {"methods": comparison.methods, "budgets": comparison.budgets, "seeds": comparison.seeds}
@@ -197,10 +199,10 @@ def run(comparison: Comparison, console: Console, command: str = "compare.run") 
     if not hosts.leads():
         return rows
     options.write_json(plain(rows), comparison.folder / FILE)
-    kept = list(endings(comparison.folder, rows, entries, summaries, dataset.kind))
-    picture.draw(kept, dataset.kind, comparison.folder / PICTURE)
+    shown = list(endings(comparison.folder, rows, entries, summaries, dataset.kind))
+    picture.draw(shown, dataset.kind, comparison.folder / PICTURE)
     say(console, f"picture: {comparison.folder / PICTURE}")
-    page = report.write([comparison.folder / entry.folder for entry in entries], comparison.folder / "report.html")
+    page = report.write(kept, comparison.folder / "report.html")
     say(console, f"report: {page}")
     return rows
 

@@ -59,7 +59,7 @@ def run(config: Config, console: Console, command: str = "loop.run") -> list[dic
     dataset = load(config)
     programs = [prepare(config, dataset, label, config.exchange.ratio) for label in labels]
     kept = [config.folder / program.label.folder for program in programs]
-    hosts.lead(lambda: _check_resumable(config, *kept), "the look for checkpoints")
+    hosts.lead(lambda: check_resumable(config, *kept), "the look for checkpoints")
     check_missed()
     folders.make(config)  # not before: what `prepare` refuses leaves none
     with contextlib.suppress(OSError):
@@ -133,7 +133,7 @@ def train(
         return result
 
     def enter() -> dict[str, Any] | None:
-        _check_resumable(config, folder)
+        check_resumable(config, folder)
         return folders.enter(config, folder, notice)
 
     summary = hosts.lead(enter, "the opening of the run folder")
@@ -179,15 +179,27 @@ def train(
     return result
 
 
-def _check_resumable(config: Config, *kept: Path) -> None:
-    """Refuse to go on with a finished run that left no checkpoint, for it would begin anew and be lost."""
+def check_resumable(config: Config, *kept: Path) -> None:
+    """Refuse to go on to fewer steps than there are, and with a finished run that would begin anew and be lost.
+
+    Args:
+      config: settled.
+      *kept: run folders.
+
+    Raises:
+      UsageError: names the run folder and the remedy.
+    """
+    steps = config.training.steps
     for folder in kept if config.start.resume else ():
-        summary = folders.finished(folder)
-        if summary is None or summary["steps"] >= config.training.steps:
-            continue
-        if not steps_on_disk(folder / FOLDER):
+        summary, saved = folders.finished(folder), steps_on_disk(folder / FOLDER)
+        done = max(saved, default=0) if summary is None else summary["steps"]
+        if done > steps:
             raise UsageError(
-                f"--resume: {folder} has {summary['steps']} steps on record and no checkpoint: "
+                f"--resume --steps {steps}: {folder} has made {done} steps: give that many, or choose another --name"
+            )
+        if summary is not None and done < steps and not saved:
+            raise UsageError(
+                f"--resume: {folder} has {done} steps on record and no checkpoint: "
                 "start again with --overwrite, or choose another --name"
             )
 
