@@ -220,7 +220,8 @@ def test_a_run_folder_is_never_overwritten_silently(tmp_path, capsys) -> None:
     assert main.main(["--workdir", str(tmp_path), "--overwrite"]) == 2
     assert "is no run folder" in capsys.readouterr().err
     for other, words in (
-        ("{}", "its config.json is empty"),
+        ("{}", "its config.json lacks "),
+        ('{"steps": 7}', "its config.json lacks "),
         ('{"model_type": "x"}', "there is no setting 'model_type'"),
     ):
         (folder / "config.json").write_text(other)

@@ -20,7 +20,7 @@ import optax
 
 import gradpart_jax as gp
 from train import hosts, options
-from train.config import Config
+from train.config import Config, flat
 from train.errors import UsageError
 from train.labels import Label
 from train.summary import FINISHED
@@ -65,8 +65,14 @@ def check(config: Config) -> None:
     kept = folder / "config.json"
     if start.overwrite and folder.exists() and any(folder.iterdir()) and not kept.exists():
         raise UsageError(f"--overwrite: {folder} holds no config.json, so it is no run folder: choose another --name")
-    if start.overwrite and kept.exists() and not options.read(kept, "--overwrite"):  # which refuses another program's
-        raise UsageError(f"--overwrite: {folder} is no run folder, for its config.json is empty: choose another --name")
+    if start.overwrite and kept.exists():
+        # Which refuses another program's; one that a user wrote to give some settings by --config lacks others
+        lacking = flat(config).keys() - options.read(kept, "--overwrite").keys()
+        if lacking:
+            raise UsageError(
+                f"--overwrite: {folder} is no run folder of this version, for its config.json lacks {min(lacking)!r}: "
+                "choose another --name, or remove it yourself"
+            )
     parent = folder
     while not parent.exists():
         parent = parent.parent
