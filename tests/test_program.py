@@ -91,6 +91,7 @@ def test_help_may_be_read_in_part() -> None:
         (["--data", "stdlib", "--model", "conv"], "does not suit --data stdlib: use transformer"),
         (["--resume", "--overwrite"], "contradict each other"),
         (["--resume", "--name", "never"], "there is no run folder"),
+        (["--name", "n" * 300], "File name too long"),
         (["--workdir", "/dev/null/runs"], "cannot be written to: choose another folder"),
         (["--data", "no_such_data"], "is unknown to tfds: digits, stdlib are embedded"),
         (["--data", "mnist"], "not prepared as array_record: run"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -109,7 +110,7 @@ def parse(arguments: Sequence[str]) -> Comparison:
     sets = {} if study is None else {"methods": study.methods, "budgets": study.budgets, "seeds": study.seeds}
     found = of(base, **sets)
     kept = found.folder / "config.json"
-    if found.start.resume and kept.exists():
+    if found.start.resume and os.path.exists(kept):
         base, wanted = change(base, **options.read(kept, "--resume")), sets
         if (found.folder / WANTED).exists():
             wanted = json.loads((found.folder / WANTED).read_text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
@@ -52,6 +53,12 @@ def check(config: Config) -> None:
       UsageError: names the option and the remedy.
     """
     folder, start = config.folder, config.start
+    for path in (folder, Path(folder.name)):  # where --workdir is missing, a name's length is not looked at
+        try:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                path.stat()
+        except OSError as error:
+            raise UsageError(f"--name: {folder.name} cannot be had ({error.strerror}): choose another") from error
     if start.resume and start.overwrite:
         raise UsageError("--resume and --overwrite contradict each other: give one of them")
     if start.resume and not folder.exists():

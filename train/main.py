@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -74,7 +75,7 @@ def parse(arguments: Sequence[str]) -> Config:
     base = options.defaults(arguments)
     config = options.parse(arguments, f"python -m {PROG}", Config, base)
     kept = config.folder / "config.json"
-    if config.start.resume and kept.exists():
+    if config.start.resume and os.path.exists(kept):  # no error where a name is too long, which is said later
         base = change(base, **options.read(kept, "--resume"))
         config = options.parse(arguments, f"python -m {PROG}", Config, base)
     return config
