@@ -107,6 +107,7 @@ def test_help_may_be_read_in_part() -> None:
         ),
         (["--local-steps", "0"], "--local-steps 0 is out of range"),
         (["--local-steps", "64", "--steps", "20", "--data-dir", "{data}"], "would be exchanged: use at most 20"),
+        (["--warmup-steps", "20", "--steps", "20", "--data-dir", "{data}"], "would be compressed: use at most 19"),
         (["--local-steps", "4", "--recipe", "after", "--data-dir", "{data}"], "--recipe after has none: use"),
         (["--data", "stdlib", "--augment", "flip-crop", "--data-dir", "{data}"], "--data stdlib is text: use none"),
         (["--batch", "2048", "--data-dir", "{data}"], "more than the 1497 training examples: use at most 1496"),

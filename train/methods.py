@@ -114,6 +114,11 @@ def tuned(config: Settings, label: Label) -> Settings:
             f"--local-steps {own.exchange.local_steps} is more than --steps {own.training.steps}, and nothing would be "
             f"exchanged: use at most {own.training.steps}"
         )
+    if own.exchange.warmup_steps >= own.training.steps and label.kind not in PLAIN:
+        raise UsageError(
+            f"--warmup-steps {own.exchange.warmup_steps} are all --steps {own.training.steps}, and nothing would be "
+            f"compressed: use at most {own.training.steps - 1}"
+        )
     if own.exchange.local_steps > 1 and own.exchange.recipe != "local" and label.kind not in PLAIN:
         raise UsageError(
             f"--local-steps {own.exchange.local_steps} are each device's own, and --recipe {own.exchange.recipe} has "
