@@ -84,7 +84,7 @@ def test_a_training_that_diverges_is_one_more_result(tmp_path) -> None:
     ("given", "words"),
     [
         (["--methods", "best"], "--methods best is unknown: choose among partition, dense"),
-        (["--methods", "partition:rungs=9"], "rungs=9 is out of range"),
+        (["--methods", "partition:rungs=9"], "--methods partition:rungs=9: rungs=9 is out of range"),
         (["--methods", "partition:rungs=abc"], "rungs='abc' is not an integer"),
         (["--methods", "dense,dense"], "names dense twice"),
         (["--methods", ""], "--methods is empty"),

@@ -155,9 +155,9 @@ def test_image_models_take_any_sensible_side(name: str, side: int) -> None:
 def test_mistakes_name_option_and_remedy() -> None:
     with pytest.raises(UsageError, match="--model resnet is unknown: choose one of conv, mlp, lenet5"):
         models.build("resnet", 10)
-    with pytest.raises(UsageError, match="width 64 is no size of --model conv: leave it out"):
+    with pytest.raises(UsageError, match="--width 64 is no size of --model conv: leave it out"):
         models.build("conv", 10, width=64)
-    with pytest.raises(UsageError, match="width 100 does not divide among 3 heads: use a multiple of 3"):
+    with pytest.raises(UsageError, match="--width 100 does not divide among --heads 3: use a multiple of 3"):
         models.build("transformer", 10, width=100, heads=3)
     with pytest.raises(UsageError, match="context 4 is less than the 8 tokens of an input: use at least 8"):
         shapes("transformer", 10, (8,), context=4)

@@ -118,7 +118,7 @@ def test_help_may_be_read_in_part() -> None:
         (["--optimizer", "lion", "--recipe", "after"], "--optimizer lion does more: use local or before"),
         (["--method", "qsgd:keep_own=0.5"], "qsgd:keep_own=0.5 remembers nothing: leave it out"),
         (["--method", "partition:recipe=best"], "recipe=best is unknown: choose local, after or before"),
-        (["--width", "64", "--data-dir", "{data}"], "width 64 is no size of --model conv: leave it out"),
+        (["--width", "64", "--data-dir", "{data}"], "--width 64 is no size of --model conv: leave it out"),
         (["--config", "/no/such"], "--config /no/such cannot be read"),
         (["--config", "x", "--preset", "mnist"], "--config and --preset both give every default"),
     ],

@@ -47,7 +47,7 @@ def test_an_own_parameter_comes_before_the_budget() -> None:
     ("text", "words"),
     [
         ("powersgd:rank=0", "rank=0 is out of range"),
-        ("topk:density=2", "ratio=2"),
+        ("topk:density=2", "--method topk:density=2: density=2 is out of range"),
         ("sidco:fit=cubic", "fit='cubic'"),
         ("threshold", "threshold lacks its value: give one, as in threshold:value=0.01"),
         ("topk:k=5", "'k=5' is no option of topk: it has density=..."),

@@ -22,6 +22,7 @@ class Label(NamedTuple):
     text: str
     kind: str
     options: Mapping[str, Any]
+    option: str = "--method"  # that gave it, for errors
 
     @property
     def method(self) -> Method:
@@ -68,7 +69,7 @@ def parse_label(text: str, option: str = "--method") -> Label:
             raise UsageError(f"{option} {text}: {pair!r} is no option of {kind}: it has {offered}")
         options[key] = _value(value)
         _check_tuned(key, options[key], f"{option} {text}")
-    return Label(text.strip(), kind, options)
+    return Label(text.strip(), kind, options, option)
 
 
 def parse_labels(text: str, option: str = "--methods") -> list[Label]:

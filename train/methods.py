@@ -183,11 +183,11 @@ def build(
     ]
     if lacking:
         example = f"{label.kind}:{lacking[0]}=0.01"
-        raise UsageError(f"--method {label.text} lacks its {lacking[0]}: give one, as in {example}")
+        raise UsageError(f"{label.option} {label.text} lacks its {lacking[0]}: give one, as in {example}")
     try:
         return label.method.make(axis_name, **settings)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"--method {label.text}: {error}") from error
+        raise UsageError(f"{label.option} {label.text}: {error}") from error
 
 
 def _remembers(label: Label) -> bool:

@@ -46,6 +46,14 @@ def rival(
     own = {DENSITY if name == "ratio" else name: p for name, p in inspect.signature(maker).parameters.items()}
     shown = DENSITY if size == "ratio" else size
 
+    def scheme(given: dict[str, Any]) -> gp.Scheme:
+        if DENSITY not in given:
+            return maker(**given)
+        try:
+            return maker(**{key: value for key, value in given.items() if key != DENSITY}, ratio=given[DENSITY])
+        except (TypeError, ValueError) as error:
+            raise type(error)(str(error).replace("ratio", DENSITY, 1)) from error
+
     def construct(axis_name: str | None, **options: Any) -> optax.GradientTransformationExtraArgs:
         ratio = options.pop("ratio", 100.0)
         outer = {key: options.pop(key, value) for key, value in compressing.items()}
@@ -54,9 +62,7 @@ def rival(
             given = dict(options)
             if choose is not None and shown is not None and shown not in given:
                 given[shown] = choose(layout_of(tree), WORD_BITS / ratio, given)
-            if DENSITY in given:
-                given["ratio"] = given.pop(DENSITY)
-            return gp.compress(maker(**given), axis_name, **outer)
+            return gp.compress(scheme(given), axis_name, **outer)
 
         at(jnp.zeros((64, 64)))  # refuses wrong options now
 

@@ -73,11 +73,11 @@ def build(name: str, classes: int, dtype: DTypeLike = jnp.float32, **sizes: Any)
     own = {field.name for field in dataclasses.fields(module)} & {"width", "layers", "heads", "context", "small_stem"}
     for size, value in sizes.items():
         if size not in own:
-            raise UsageError(f"{size} {value} is no size of --model {name}: leave it out")
+            raise UsageError(f"--{size} {value} is no size of --model {name}: leave it out")
     module = module.clone(**sizes)
     if isinstance(module, Transformer) and module.width % module.heads:
         raise UsageError(
-            f"width {module.width} does not divide among {module.heads} heads: use a multiple of {module.heads}"
+            f"--width {module.width} does not divide among --heads {module.heads}: use a multiple of {module.heads}"
         )
     return module
 
