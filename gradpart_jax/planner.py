@@ -236,14 +236,15 @@ def duration(seconds: float) -> str:
       seconds: the time.
 
     Returns:
-      Three digits and a unit.
+      Three digits, or a whole number, and a unit.
 
-    >>> duration(0.0123), duration(75.0), duration(0.0)
-    ('12.3 ms', '75 s', '0 s')
+    >>> duration(0.0123), duration(75.0), duration(1500.0), duration(1e8), duration(0.0)
+    ('12.3 ms', '75 s', '25 min', '27,778 h', '0 s')
     """
-    for unit, size in (("h", 3600.0), ("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
-        if seconds >= (10 if unit == "h" else 1) * size:
-            return f"{seconds / size:.3g} {unit}"
+    for unit, size, least in (("h", 3600.0, 10), ("min", 60.0, 10), ("s", 1.0, 1), ("ms", 1e-3, 1), ("µs", 1e-6, 1)):
+        if seconds >= least * size:
+            value = seconds / size
+            return f"{value:,.0f} {unit}" if value >= 999.5 else f"{value:.3g} {unit}"
     return f"{seconds:.3g} s"
 
 
