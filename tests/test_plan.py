@@ -187,6 +187,7 @@ def test_the_program_prints_draws_and_refuses(tmp_path, capsys) -> None:
     assert "10,000" in printed
     assert figure.stat().st_size > 10_000
     assert {row["devices"] for row in json.loads(rows.read_text())} >= {2, 10_000}
+    assert "…" not in printed
     assert program.main(["--devices", "14", "--chips", "7", "--inner-gbit", "100", "--figure", str(figure)]) == 0
     assert "112 " in capsys.readouterr().out
     for given, words in (

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
+from rich import box
 from rich.table import Table
 
 import gradpart_jax as gp
@@ -20,6 +21,7 @@ from train import figures
 from train.calibration import calibration_of
 from train.errors import UsageError, status_of
 from train.limits import within
+from train.log import amount
 from train.screen import paper, say
 
 DEVICES = (2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 256, 512, 1000, 2000, 4000, 10_000)
@@ -161,8 +163,12 @@ def _row(found: gp.StepPlan, link_mbit: float) -> dict[str, Any]:
 
 
 def _title(args: Args, link: bool) -> str:
-    other = f"{_rate(args.link_mbit)} links" if link else f"{args.devices} device{'s' * (args.devices > 1)}"
+    other = f"{_rate(args.link_mbit)} links" if link else _devices(args)
     return f"{args.elements:,} elements, {duration(args.compute_s)} of computing, {other}, {args.latency_ms:g} ms"
+
+
+def _devices(args: Args) -> str:
+    return f"{args.devices:,} device{'s' * (args.devices > 1)}"
 
 
 def _rate(mbit: float) -> str:
@@ -170,9 +176,9 @@ def _rate(mbit: float) -> str:
 
 
 def _table(first: str, rows: dict[str, gp.StepPlan], title: str) -> Table:
-    table = Table(title=title)
-    for column in (first, "exchange", "ratio", "step", "dense step", "speed-up", "MB sent"):
-        table.add_column(column, justify="left" if column == "exchange" else "right", no_wrap=True)
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in (first, "exchange", "ratio", "step", "dense", "speed-up", "sent"):
+        table.add_column(column, justify="left" if column == "exchange" else "right", overflow="fold")
     for name, found in rows.items():
         best = found.best
         table.add_row(
@@ -182,7 +188,7 @@ def _table(first: str, rows: dict[str, gp.StepPlan], title: str) -> Table:
             duration(best.step_s),
             duration(found.dense.step_s),
             f"{found.speedup:.3g}",
-            f"{best.link_bits / 8e6:.3g}",
+            amount(best.link_bits / 8),
         )
     return table
 
@@ -208,7 +214,7 @@ def _draw(
                 axis.text(min(found), args.compute_s * 0.95, "computing alone", va="top", fontsize=8, color="#444444")
                 axis.set_ylim(bottom=args.compute_s * 0.7)
         axes[0].set(xlabel="devices", title=f"{_rate(args.link_mbit)} links")
-        axes[1].set(xlabel="link, Mbit/s", title=f"{args.devices} devices")
+        axes[1].set(xlabel="link, Mbit/s", title=_devices(args))
         axes[0].legend(frameon=False)
         axis = axes[2]
         levels = (1, 1.1, 2, 5, 10, 20, 50, 100, 200, 500)

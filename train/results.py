@@ -71,12 +71,12 @@ def table(rows: Sequence[dict[str, Any]], kind: str) -> Table:
     seeds = max(len(row["seeds"]) for row in rows)
     of = f"mean and standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
     made = Table(title=f"{of}; bytes are what leaves one device", box=box.SIMPLE_HEAD)
-    made.add_column("method", overflow="fold")
+    made.add_column("method", overflow="fold", min_width=10)
     shown = [("loss", "test_loss", "{:.3f}")]
     if kind == "image":
         shown.insert(0, ("accuracy, %", "test_accuracy", "{:.2f}"))
     for name in ("budget", *[name for name, _, _ in shown], "link ratio", "link bytes"):
-        made.add_column(name, justify="right", no_wrap=True)
+        made.add_column(name, justify="right", overflow="fold")
     for row in rows:
         budget = "-" if row["budget"] is None else f"{row['budget']:g} x"
         figures = [_figure(row[key], form, 100.0 if key == "test_accuracy" else 1.0) for _, key, form in shown]

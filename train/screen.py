@@ -179,9 +179,9 @@ def summary_table(summaries: Sequence[dict[str, Any]]) -> Table:
         ("training time", lambda s: f"{s['seconds']:.1f} s"),
     )
     made = Table(title="bytes are one device's; forecast error is the median of |exact / forecast threshold - 1|")
-    made.add_column("")
+    made.add_column("", overflow="fold")
     for summary in summaries:
-        made.add_column(escape(summary["method"]), justify="right")
+        made.add_column(escape(summary["method"]), justify="right", overflow="fold")
     for name, value in rows:
         made.add_row(name, *[value(s) for s in summaries])
     return made
