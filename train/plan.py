@@ -212,7 +212,8 @@ def _draw(
             if args.compute_s:
                 axis.axhline(args.compute_s, color="#444444", ls=":", lw=1)
                 axis.text(min(found), args.compute_s * 0.95, "computing alone", va="top", fontsize=8, color="#444444")
-                axis.set_ylim(bottom=args.compute_s * 0.7)
+                room = (args.compute_s / axis.get_ylim()[1]) ** 0.08
+                axis.set_ylim(bottom=args.compute_s * min(0.7, room))
         axes[0].set(xlabel="devices", title=f"{_rate(args.link_mbit)} links")
         axes[1].set(xlabel="link, Mbit/s", title=_devices(args))
         axes[0].legend(frameon=False)
