@@ -70,8 +70,8 @@ def table(rows: Sequence[dict[str, Any]], kind: str) -> Table:
     """
     seeds = max(len(row["seeds"]) for row in rows)
     of = f"mean and standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
-    made = Table(title=f"{of}; bytes are what leaves one device", box=box.SIMPLE_HEAD)
-    made.add_column("method", overflow="fold", min_width=10)
+    made = Table(title=f"{of}; bytes are what leaves one device", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    made.add_column("method", overflow="fold")
     shown = [("loss", "test_loss", "{:.3f}")]
     if kind == "image":
         shown.insert(0, ("accuracy, %", "test_accuracy", "{:.2f}"))
