@@ -28,7 +28,7 @@ def summarise(
     Returns:
       The summary, as in summary.json.
     """
-    last = lines[-1] if lines else {"step": 0, "payload_bytes": 0.0, "link_bytes": 0.0, "seconds": 0.0}
+    last: dict[str, Any] = lines[-1] if lines else {"step": 0, "payload_bytes": 0.0, "link_bytes": 0.0, "seconds": 0.0}
     loss, accuracy = (None, None) if scores is None else scores
     steady = lines[min(warmup, len(lines) - 1) :]
     before = lines[min(warmup, len(lines) - 1) - 1] if warmup and len(lines) > 1 else {}
