@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import tensorflow_datasets as tfds
 from flax import serialization
 from rich.console import Console
 
-from train import check, config, data, loop, main, methods, models, optimizer, options, screen, step
+from train import check, config, data, loop, main, methods, models, optimizer, options, screen, step, summary
 from train.errors import NonFiniteError, UsageError
 from train.interrupts import Interrupts, remembered
 from train.labels import parse_label
@@ -323,6 +324,26 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole_and_one_trace(tmp_path,
     ]
     assert len(traces) == 2
     assert runs[0][0]["test_loss"] == pytest.approx(runs[1][0]["test_loss"], rel=1e-4)
+
+
+def test_one_device_alone_ends_in_a_table_and_a_report(tmp_path, data_dir, capsys) -> None:
+    given = ["--devices", "1", "--model", "mlp", "--batch", "32", "--steps", "2", "--method", "topk", "--no-phases"]
+    assert main.main([*given, "--workdir", str(tmp_path), "--data-dir", str(data_dir), "--name", "alone"]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if "link ratio" in line]
+    assert re.findall(r"[0-9.]+ x", rows[0]) == ["1.0 x", "1.0 x"]
+    assert (tmp_path / "alone" / "report.html").exists()
+
+
+def test_warm_up_steps_are_steps_with_local_steps_too() -> None:
+    own = config.make(local_steps=4, warmup_steps=6, method="partition").exchange
+    assert methods.settings_of(parse_label("partition"), own)["warmup_steps"] == 2  # exchanges: after steps 4 and 8
+    header = {"method": "", "data": "", "model": "", "seed": 0, "kind": "topk", "parameters": 25}
+    header |= {"devices": 2, "dense_payload_bytes": 100.0, "dense_link_bytes": 100.0}
+    spent = np.cumsum([400.0 if step in (4, 8) else 8.0 if step % 4 == 0 else 0.0 for step in range(1, 17)])
+    line = {"forecast_error": None, "seconds": 0.0}
+    lines = [line | {"step": i + 1, "payload_bytes": x, "link_bytes": x} for i, x in enumerate(spent)]
+    found = summary.summarise(header, lines, None, 8)
+    assert (found["steady_link_ratio"], found["link_ratio"]) == (800 / 16, 1600 / 816)
 
 
 @pytest.mark.slow
