@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -155,14 +155,14 @@ def header(console: Console, run: dict[str, Any], config: dict[str, Any]) -> Non
         say(console, f"  {name:<9} {value}")
 
 
-def summary_table(summaries: Sequence[dict[str, Any]]) -> Table:
+def summary_table(summaries: Sequence[dict[str, Any]]) -> Group:
     """Set the runs of one training side by side.
 
     Args:
       summaries: of `loop.train`.
 
     Returns:
-      A table to print.
+      A table to print, and what its figures are.
     """
     rows: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
         ("test accuracy", lambda s: number(s["test_accuracy"], "{:.2%}")),
@@ -178,13 +178,14 @@ def summary_table(summaries: Sequence[dict[str, Any]]) -> Table:
         ("forecast error", lambda s: number(s["forecast_error"], "{:.1%}")),
         ("training time", lambda s: f"{s['seconds']:.1f} s"),
     )
-    made = Table(title="bytes are one device's; forecast error is the median of |exact / forecast threshold - 1|")
+    made = Table()
     made.add_column("", overflow="fold")
     for summary in summaries:
         made.add_column(escape(summary["method"]), justify="right", overflow="fold")
     for name, value in rows:
         made.add_row(name, *[value(s) for s in summaries])
-    return made
+    # Not its title, which would be as narrow as the table
+    return Group(made, "bytes are one device's; forecast error is the median of |exact / forecast threshold - 1|")
 
 
 def _exchange(run: dict[str, Any]) -> str:
