@@ -4,6 +4,7 @@ import atexit
 import gc
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -46,6 +47,17 @@ settings.register_profile(
 )
 settings.register_profile("deep", parent=settings.get_profile("lean"), max_examples=1000, derandomize=False)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "lean"))
+
+
+@pytest.fixture
+def usual_signals() -> Iterator[None]:
+    """Have signals do what they do in a terminal: under nohup, and behind `&` in a script, some are ignored."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
 
 MAPS = Path("/proc/self/maps")
 MOST_MAPS = 25_000

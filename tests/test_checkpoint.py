@@ -423,6 +423,7 @@ def test_a_signal_in_the_last_step_finishes_this_training_and_begins_no_other(tm
     assert model.read_bytes() == kept
 
 
+@pytest.mark.usefixtures("usual_signals")
 def test_ctrl_c_while_phases_are_measured_leaves_them_out_and_nothing_else(tmp_path, data_dir, monkeypatch) -> None:
     monkeypatch.setattr(loop.phases, "measure", lambda *given: signal.raise_signal(signal.SIGINT))
     settings = make(tmp_path, data_dir, name="timed", steps=2, method="dense", phases=True)

@@ -185,6 +185,7 @@ def test_a_launch_that_is_lost_before_its_run_folder_is_made_keeps_its_options(t
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="only Unix has terminals that hang up")
+@pytest.mark.usefixtures("usual_signals")
 def test_a_launcher_whose_terminal_is_closed_tells_its_processes(tmp_path, monkeypatch) -> None:
     group = launch.Group(launch.Launch(), ["--workdir", str(tmp_path)])
     sleeps = [sys.executable, "-c", "import time; time.sleep(60)"]

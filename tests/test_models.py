@@ -58,7 +58,8 @@ def test_a_transformer_of_gpt_2s_size_has_its_parameters() -> None:
 @pytest.mark.parametrize("name", models.MODELS)
 def test_the_last_layer_makes_the_logits(name: str) -> None:
     variables, _ = shapes(name, 11, (32, 32, 3) if models.suits(name, "image") else (8,))
-    assert variables["params"][models.MODELS[name].last]["kernel"].shape[-1] == 11
+    params = variables["params"]
+    assert params[models.last_layer(name, params)]["kernel"].shape[-1] == 11
 
 
 @pytest.mark.parametrize("name", models.MODELS)

@@ -431,6 +431,7 @@ def test_the_first_interrupt_is_a_wish_and_the_second_ends() -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="only Unix has terminals that hang up")
+@pytest.mark.usefixtures("usual_signals")
 def test_a_closed_terminal_is_a_wish_however_often_it_is_told_and_none_under_nohup() -> None:
     with Interrupts(lambda text: None) as interrupts:
         signal.raise_signal(signal.SIGHUP)
@@ -445,6 +446,7 @@ def test_a_closed_terminal_is_a_wish_however_often_it_is_told_and_none_under_noh
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.usefixtures("usual_signals")
 def test_ctrl_c_that_python_ignored_ends_before_a_run_folder_is_made(tmp_path, data_dir) -> None:
     with remembered():
         with contextlib.suppress(KeyboardInterrupt):  # as in a callback of the garbage collector

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -65,7 +64,7 @@ def parts(config: Config, label: Label) -> tuple[optax.GradientTransformation, o
     elif training.optimizer == "muon":
         # Directions have the sign of Adam's, and the rate comes later
         own = {"beta": training.momentum, "adam_b1": training.b1, "adam_b2": training.b2, "nesterov": ahead}
-        direction = [unfolding.muon(-1.0, _hidden(models.MODELS[config.task.model].last), **own)]
+        direction = [unfolding.muon(-1.0, functools.partial(_hidden, config.task.model), **own)]
     else:
         direction = [optax.scale_by_adam(b1=training.b1, b2=training.b2, nesterov=ahead)]
     step = [optax.scale_by_learning_rate(schedule(config))]
@@ -108,14 +107,15 @@ def build(
     return optax.chain(clip, exchange, direction, step)
 
 
-def _hidden(last: str) -> Callable[[Any], Any]:
+def _hidden(model: str, params: Any) -> Any:
     """Say which leaves are kernels, but for the last layer's: what it and embeddings do, Adam does better."""
+    last = models.last_layer(model, params)
 
     def hidden(path: tuple[Any, ...], _: Any) -> bool:
         names = [getattr(entry, "key", None) for entry in path]
         return names[-1] == "kernel" and names[0] != last
 
-    return functools.partial(jax.tree_util.tree_map_with_path, hidden)
+    return jax.tree_util.tree_map_with_path(hidden, params)
 
 
 def _decayed(params: Any) -> Any:

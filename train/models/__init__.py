@@ -30,14 +30,14 @@ class Entry(NamedTuple):
 
     make: Callable[..., nn.Module]  # of classes, dtype and sizes
     kind: Kind
-    last: str = "Dense_0"  # name of the layer that makes the logits
+    last: str | None = None  # name of the layer that makes the logits; None: the dense one that is made last
 
 
 MODELS: Mapping[str, Entry] = MappingProxyType(
     {
-        "conv": Entry(Conv, "image"),
-        "mlp": Entry(Perceptron, "image", "Dense_2"),
-        "lenet5": Entry(LeNet5, "image", "Dense_2"),
+        "conv": Entry(Conv, "image", "Dense_0"),
+        "mlp": Entry(Perceptron, "image"),
+        "lenet5": Entry(LeNet5, "image"),
         "resnet20": Entry(resnet20, "image"),
         "resnet56": Entry(resnet56, "image"),
         "resnet18": Entry(resnet18, "image"),
@@ -80,6 +80,20 @@ def build(name: str, classes: int, dtype: DTypeLike = jnp.float32, **sizes: Any)
             f"--width {module.width} does not divide among --heads {module.heads}: use a multiple of {module.heads}"
         )
     return module
+
+
+def last_layer(name: str, params: Any) -> str:
+    """Name the layer that makes the logits.
+
+    Args:
+      name: of MODELS.
+      params: of the model.
+
+    Returns:
+      The name of its parameters.
+    """
+    dense = [layer for layer in params if layer.startswith("Dense_")]
+    return MODELS[name].last or max(dense, key=lambda layer: int(layer.removeprefix("Dense_")))
 
 
 def suits(name: str, kind: str) -> bool:
