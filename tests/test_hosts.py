@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -187,16 +188,19 @@ def test_a_launch_that_is_lost_before_its_run_folder_is_made_keeps_its_options(t
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="only Unix has terminals that hang up")
 @pytest.mark.usefixtures("usual_signals")
 def test_a_launcher_whose_terminal_is_closed_tells_its_processes(tmp_path, monkeypatch) -> None:
-    group = launch.Group(launch.Launch(), ["--workdir", str(tmp_path)])
+    group, left = launch.Group(launch.Launch(), ["--workdir", str(tmp_path)]), []
     sleeps = [sys.executable, "-c", "import time; time.sleep(60)"]
 
     def once() -> int:
         group._running[0] = subprocess.Popen(sleeps, text=True)
-        signal.raise_signal(signal.SIGHUP)
+        for _ in range(2):  # by the shell and by the system: not a second wish, which would not wait for a checkpoint
+            signal.raise_signal(signal.SIGHUP)
+        left.append(group._last - time.monotonic())
         return group._watch()
 
     monkeypatch.setattr(group, "_once", once)
     assert group.run() == 128 + signal.SIGHUP
+    assert left[0] > launch.GRACE
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGPIPE")

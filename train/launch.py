@@ -33,8 +33,8 @@ class Launch:
     """Start processes of train.main, whose options follow after --, and see them through to the end.
 
     When one dies, all are ended, and started again from the newest checkpoint. Their lines are shown with their number
-    before them. Ctrl-C, SIGTERM and SIGHUP reach all of them; a second one ends them at once. Where nobody reads on
-    what is printed, all end as by SIGTERM.
+    before them. Ctrl-C, SIGTERM and SIGHUP reach all of them; a second Ctrl-C or SIGTERM ends them at once. Those that
+    have not ended --timeout seconds after the first are killed. Where nobody reads on what is printed, all end as by SIGTERM.
     """
 
     processes: int = 2
@@ -169,11 +169,14 @@ class Group:
             time.sleep(0.05)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
+        if number == HANGUP:
+            leave_terminal()
+            # Both the shell and the system may tell of it
+            if self._signal:
+                return
         # A step and its checkpoint take a while; who asks twice does not wait for them
         self._last = min(self._last, time.monotonic() + (GRACE if self._signal else self._patience))
         self._signal = number
-        if number == HANGUP:
-            leave_terminal()
         for child in self._running.values():
             if child.poll() is None:
                 child.send_signal(number)
