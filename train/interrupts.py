@@ -12,7 +12,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 HANGUP: int | None = getattr(signal, "SIGHUP", None)  # which Windows has not
-_missed = threading.Event()
+_missed: list[int] = []  # signals; an Event's lock would be taken twice where they come one upon another
 
 
 def wishes() -> list[int]:
@@ -39,7 +39,7 @@ def remembered() -> Iterator[None]:
     """
 
     def hear(number: int, frame: FrameType | None) -> None:
-        _missed.set()
+        _missed.append(number)
         raise KeyboardInterrupt
 
     own = threading.current_thread() is threading.main_thread()
@@ -60,7 +60,7 @@ def check_missed() -> None:
     Raises:
       KeyboardInterrupt: it was.
     """
-    if _missed.is_set():
+    if _missed:
         raise KeyboardInterrupt
 
 
