@@ -114,10 +114,12 @@ def tuned(config: Settings, label: Label) -> Settings:
             f"--local-steps {own.exchange.local_steps} is more than --steps {own.training.steps}, and nothing would be "
             f"exchanged: use at most {own.training.steps}"
         )
-    if own.exchange.warmup_steps >= own.training.steps and label.kind not in PLAIN:
+    # The last exchange, at least, is to be a compressed one
+    most = (own.training.steps // own.exchange.local_steps - 1) * own.exchange.local_steps
+    if own.exchange.warmup_steps > most and label.kind not in PLAIN:
         raise UsageError(
-            f"--warmup-steps {own.exchange.warmup_steps} are all --steps {own.training.steps}, and nothing would be "
-            f"compressed: use at most {own.training.steps - 1}"
+            f"--warmup-steps {own.exchange.warmup_steps} have all exchanges of --steps {own.training.steps}, and "
+            f"nothing would be compressed: use at most {most}"
         )
     if own.exchange.local_steps > 1 and own.exchange.recipe != "local" and label.kind not in PLAIN:
         raise UsageError(
