@@ -17,7 +17,7 @@ import tensorflow_datasets as tfds
 from flax import serialization
 from rich.console import Console
 
-from train import check, config, data, loop, main, methods, models, optimizer, options, screen, step, summary
+from train import check, config, data, folders, loop, main, methods, models, optimizer, options, screen, step, summary
 from train.errors import NonFiniteError, UsageError
 from train.interrupts import Interrupts, remembered
 from train.labels import parse_label
@@ -109,6 +109,10 @@ def test_help_may_be_read_in_part() -> None:
         (["--local-steps", "0"], "--local-steps 0 is out of range"),
         (["--local-steps", "64", "--steps", "20", "--data-dir", "{data}"], "would be exchanged: use at most 20"),
         (["--warmup-steps", "20", "--steps", "20", "--data-dir", "{data}"], "would be compressed: use at most 19"),
+        (
+            ["--warmup-steps", "17", "--steps", "20", "--local-steps", "4", "--data-dir", "{data}"],
+            "would be compressed: use at most 16",
+        ),
         (["--local-steps", "4", "--recipe", "after", "--data-dir", "{data}"], "--recipe after has none: use"),
         (["--data", "stdlib", "--augment", "flip-crop", "--data-dir", "{data}"], "--data stdlib is text: use none"),
         (["--batch", "2048", "--data-dir", "{data}"], "more than the 1497 training examples: use at most 1496"),
@@ -206,6 +210,12 @@ def test_the_data_set_chooses_the_preset() -> None:
     assert main.parse([]) == config.base({})
 
 
+def test_a_folder_that_cannot_be_had_is_no_mistake_of_the_name(tmp_path, capsys) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    assert main.main(["--workdir", str(tmp_path / "loop" / "runs")]) == 2
+    assert "loop/runs cannot be written to (Too many levels of symbolic links)" in capsys.readouterr().err
+
+
 def test_an_unwritable_folder_is_refused(tmp_path, capsys) -> None:
     if os.geteuid() == 0:
         pytest.skip("root may write everywhere")
@@ -230,6 +240,8 @@ def test_a_run_folder_is_never_overwritten_silently(tmp_path, capsys) -> None:
         (folder / "config.json").write_text(other)
         assert main.main(["--workdir", str(tmp_path), "--overwrite"]) == 2
         assert words in capsys.readouterr().err
+    with pytest.raises(UsageError, match="there is no setting 'model_type'"):
+        folders.make(config.make(workdir=tmp_path, overwrite=True))  # as on a host that `check` has not looked at
     assert (folder / "kept").exists()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import json
 import os
 import shlex
@@ -58,7 +59,12 @@ def check(config: Config) -> None:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 path.stat()
         except OSError as error:
-            raise UsageError(f"--name: {folder.name} cannot be had ({error.strerror}): choose another") from error
+            if error.errno == errno.ENAMETOOLONG:
+                raise UsageError(f"--name: {folder.name} cannot be had ({error.strerror}): choose another") from error
+            if path is folder:
+                raise UsageError(
+                    f"--workdir {config.output.workdir} cannot be written to ({error.strerror}): choose another folder"
+                ) from error
     if start.resume and start.overwrite:
         raise UsageError("--resume and --overwrite contradict each other: give one of them")
     if start.resume and not folder.exists():
@@ -69,10 +75,22 @@ def check(config: Config) -> None:
         raise UsageError(
             f"run folder {folder} exists: go on with --resume, replace it with --overwrite, or choose another --name"
         )
-    kept = folder / "config.json"
-    if start.overwrite and folder.exists() and any(folder.iterdir()) and not kept.exists():
+    _check_replaced(config)
+    parent = folder
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UsageError(f"--workdir {config.output.workdir} cannot be written to: choose another folder")
+
+
+def _check_replaced(config: Config) -> None:
+    """Refuse to remove what is no run folder, on this host's disk."""
+    folder, kept = config.folder, config.folder / "config.json"
+    if not (config.start.overwrite and folder.exists()):
+        return
+    if not folder.is_dir() or (any(folder.iterdir()) and not kept.exists()):
         raise UsageError(f"--overwrite: {folder} holds no config.json, so it is no run folder: choose another --name")
-    if start.overwrite and kept.exists():
+    if kept.exists():
         # Which refuses another program's; one that a user wrote to give some settings by --config lacks others
         lacking = flat(config).keys() - options.read(kept, "--overwrite").keys()
         if lacking:
@@ -80,11 +98,6 @@ def check(config: Config) -> None:
                 f"--overwrite: {folder} is no run folder of this version, for its config.json lacks {min(lacking)!r}: "
                 "choose another --name, or remove it yourself"
             )
-    parent = folder
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UsageError(f"--workdir {config.output.workdir} cannot be written to: choose another folder")
 
 
 def make(config: Config) -> None:
@@ -117,12 +130,14 @@ def make(config: Config) -> None:
         mark.touch()
         return mark.name
 
+    # `check` has looked at process 0's folder alone
+    hosts.together(lambda: _check_replaced(config), "the look at run folders")
     mark = config.folder / hosts.lead(begin, "the making of the run folder")
     # A host with a disk of its own needs the settings too, to go on with them; of its processes one writes them
     places = hosts.gather(f"{socket.gethostname()}:{config.folder.resolve()}", "the making of run folders")
-    apart = places.index(places[hosts.index()]) == hosts.index() and not mark.exists()
+    apart = places.index(places[hosts.index()]) == hosts.index() and not os.path.exists(mark)
     hosts.together(lambda: prepare() if apart else None, "the making of run folders")
-    hosts.lead(mark.unlink, "the making of run folders")
+    hosts.lead(lambda: mark.unlink(missing_ok=True), "the making of run folders")
 
 
 def enter(config: Config, folder: Path, notice: Callable[[str], None]) -> dict[str, Any] | None:
