@@ -34,7 +34,8 @@ class Launch:
 
     When one dies, all are ended, and started again from the newest checkpoint. Their lines are shown with their number
     before them. Ctrl-C, SIGTERM and SIGHUP reach all of them; a second Ctrl-C or SIGTERM ends them at once. Those that
-    have not ended --timeout seconds after the first are killed. Where nobody reads on what is printed, all end as by SIGTERM.
+    have not ended --timeout seconds after the first are killed. Where nobody reads on what is printed, all end as by
+    SIGTERM.
     """
 
     processes: int = 2
