@@ -185,6 +185,13 @@ def test_a_launch_that_is_lost_before_its_run_folder_is_made_keeps_its_options(t
     assert waited == [1, 2, 4, 8, 16] + [30] * 14
 
 
+def test_a_launch_that_nobody_reads_starts_nothing_again(tmp_path, monkeypatch) -> None:
+    group, statuses = launch.Group(launch.Launch(), ["--workdir", str(tmp_path)]), iter([139])
+    group.unread = True
+    monkeypatch.setattr(group, "_once", lambda: next(statuses))
+    assert group.run() == 139
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="only Unix has terminals that hang up")
 @pytest.mark.usefixtures("usual_signals")
 def test_a_launcher_whose_terminal_is_closed_tells_its_processes(tmp_path, monkeypatch) -> None:
@@ -211,7 +218,8 @@ def test_a_launch_that_nobody_reads_ends_its_processes_those_that_will_not_end_t
     work = f"import sys; from train import launch; sys.executable = {str(deaf)!r}; sys.exit(launch.main())"
     reads, writes = os.pipe()
     os.close(reads)
-    command = [sys.executable, "-c", work, "--processes", "2", "--", "--timeout", "1", "--workdir", str(tmp_path)]
+    # One: a second might be told to end before it is deaf
+    command = [sys.executable, "-c", work, "--processes", "1", "--", "--timeout", "1", "--workdir", str(tmp_path)]
     done = subprocess.run(command, stdout=writes, stderr=subprocess.PIPE, text=True, timeout=100)
     os.close(writes)
     assert (done.returncode, done.stderr) == (141, "launch: processes that do not end are killed\n")

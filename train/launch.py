@@ -107,7 +107,7 @@ class Group:
                     return status
                 _say(f"a process was lost (status {status}): restart {start + 1} of {self._launch.restarts}")
                 self._sleep(min(LONGEST, PAUSE * 2.0 ** min(start, 10)))
-                if self._signal:
+                if self._signal or self.unread:
                     return status
                 if _stamp(self._settings) not in (None, self._before):
                     self._given = _going_on(self._given)
@@ -166,7 +166,7 @@ class Group:
 
     def _sleep(self, seconds: float) -> None:
         last = time.monotonic() + seconds
-        while time.monotonic() < last and not self._signal:
+        while time.monotonic() < last and not (self._signal or self.unread):
             time.sleep(0.05)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
