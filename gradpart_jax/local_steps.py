@@ -217,12 +217,11 @@ def local_updates(
         # Parameters may have been loaded after `init`
         before = _choose(state.begun, state.anchor, params)
         stepped, own, finite = _guarded(inner, updates, state.inner, params, extra_args)
-        if every > 1:  # in parameters that nobody else sees, what is not finite would stay for good
-            sound = _all_finite(stepped)
-            stepped, finite = _choose(sound, stepped, jax.tree.map(jnp.zeros_like, stepped)), finite & sound
+        # In parameters that nobody else sees, what is not finite would stay for good; an exchange leaves it out.
+        sound = _all_finite(stepped) if every > 1 else jnp.bool_(True)
 
         def moved() -> Any:
-            return optax.apply_updates(params, stepped)
+            return _choose(sound, optax.apply_updates(params, stepped), params)
 
         def meet(exchanged: Any, outside: Any) -> tuple[Any, Any, Any]:
             if every == 1:  # nothing but this step has changed since
@@ -251,7 +250,7 @@ def local_updates(
             step=jnp.where(due, 0, state.step + 1),
             met=due & (not keeps(exchanged)),
             begun=jnp.bool_(True),
-            skipped=state.skipped + (~finite).astype(jnp.int32),
+            skipped=state.skipped + (~(finite & sound)).astype(jnp.int32),
         )
         return jax.tree.map(jnp.subtract, params_next, params), fresh
 

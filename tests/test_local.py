@@ -196,6 +196,15 @@ def test_a_gradient_that_is_not_finite_costs_its_device_one_step(every: int) -> 
     assert after.inner[0].count.tolist() == [1, 0, 1, 1]
 
 
+def test_an_update_that_is_not_finite_costs_its_device_one_step() -> None:
+    tx = gp.local_updates(optax.scale(-1e38), every=2, exchange=few())
+    params, state = stack(PARAMS), stack(tx.init(PARAMS))
+    grads = jax.tree.map(lambda x: jnp.zeros_like(x).at[1].set(10.0), params)
+    updates, after = jax.jit(jax.vmap(tx.update, axis_name=AXIS))(grads, state, params)
+    assert not any(np.any(x) for x in jax.tree.leaves(updates))
+    assert after.skipped.tolist() == [0, 1, 0, 0]
+
+
 def test_a_transformation_before_the_exchange_is_marked_and_keeps_its_state_from_bad_numbers() -> None:
     tx = optax.chain(gp.local(optax.scale_by_adam()), few(), optax.scale(-0.1))
     state = tx.init(PARAMS)
