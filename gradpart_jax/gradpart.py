@@ -132,7 +132,9 @@ def gradpart(
             reduced, outcome, owed = jax.lax.cond(warm, dense_step, sparse, vector)
         else:
             reduced, outcome, owed = sparse(vector)
-        realised = jnp.where(warm, outlook.regions.asked, reduced.report.realised)
+        # What is dense tells nothing of thresholds; a segment of zeros, as in any other step, has taken nothing.
+        as_asked = jnp.where(summaries.unseen(outlook.known), 0.0, outlook.regions.asked)
+        realised = jnp.where(warm, as_asked, reduced.report.realised)
         fresh = replicated(digest)(
             shared,
             outlook,

@@ -333,6 +333,9 @@ def test_dense_warm_up_is_the_dense_mean_and_counts_as_such() -> None:
             assert not np.asarray(state.memory.residual).any()
         else:
             assert stats.payload_ratio[0] > 15.0
+    # A layer of zeros calls for no histogram out of turn
+    _, begun = many(tx)(gradients(0) | {"kernel": jnp.zeros_like(g["kernel"])}, stack(tx.init(PARAMS)))
+    assert not begun.scheme.shared.stirred.any()
     # As after 2^31 steps
     shared = state.scheme.shared._replace(step=jnp.full(W, -(2**31), jnp.int32))
     _, state = many(tx)(gradients(3), state._replace(scheme=state.scheme._replace(shared=shared)))
