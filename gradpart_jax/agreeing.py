@@ -76,7 +76,7 @@ def agreeing(
         if axis_name is not None and not states_of(inner, CompressState):
             raise ValueError(
                 "gp.agreeing stands around no exchange whose gp.stats could count what it sends: put it around the "
-                "whole optimizer, gp.partition_compress (or gp.dense_mean) included"
+                "whole optimizer, gp.partition_compress (or gp.dense_mean) included; or give a recipe agreement=0"
             )
         return AgreeingState(inner, agreement.start(params), jax.tree.map(jnp.copy, accounting.nothing()))
 
