@@ -133,7 +133,7 @@ def rank_score(scores: jax.Array, filled: jax.Array, rank: jax.Array) -> jax.Arr
       rank: int32[], at least 1.
 
     Returns:
-      float32[]; the rank-th largest score itself where others are equal to it; 0 where no more than `rank` are filled.
+      float32[]; the rank-th largest score itself where the next is equal to it; 0 where no more than `rank` are filled.
     """
     pattern = _pattern(scores, filled)
     cut, _ = _cut(lambda least: pattern >= least, rank, jnp.max(pattern))

@@ -363,7 +363,7 @@ def _exchange(
         if compression:
             raise ValueError(f"{', '.join(compression)}: arguments of partition_compress, which exchange stands in for")
         return exchange
-    if "bits_per_element" in compression:
+    if compression.get("bits_per_element") is not None:
         raise ValueError(
             f"bits_per_element={compression['bits_per_element']!r} is no argument of recipes, which go by ratio alone: "
             "give ratio=32 / bits_per_element"
