@@ -46,7 +46,7 @@ TELLING = MappingProxyType({**SHORT, "steps": 300, "learning_rate": 0.006, "agre
 TUNED = MappingProxyType(
     {
         "dense": "learning_rate=0.004",
-        "threshold": "value=0.03",
+        "threshold": "value=0.03,keep_own=0.3",
         "dgc": "momentum=none",
         "lgc": "train_steps=50",
         "demo": "recipe=before,learning_rate=0.002",
@@ -102,10 +102,8 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
             MappingProxyType({"data": "digits"}), "dense,partition,topk,dgc,powersgd", "100,300", 3
         ),
         "headline-resnet20": Study(RESNET, "dense,partition", "100", 3),
-        "rivals": Study(MappingProxyType({**TELLING, "keep_own": 0.3}), named(METHODS, TUNED), "100", 3),
-        "rivals-digits": Study(
-            MappingProxyType({"data": "digits", "keep_own": 0.3}), named(METHODS, TUNED_DIGITS), "100", 3
-        ),
+        "rivals": Study(TELLING, named(METHODS, TUNED), "100", 3),
+        "rivals-digits": Study(MappingProxyType({"data": "digits"}), named(METHODS, TUNED_DIGITS), "100", 3),
         "budgets": Study(TELLING, DENSE + AGREEING + named(COMPARED, TUNED), "30,100,300,1000", 3),
         "ablation": Study(SHORT, DENSE + ",".join(ABLATED), "100", 1),
         "plane": Study(
