@@ -330,7 +330,7 @@ def test_a_journal_has_each_step_once(tmp_path) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is always full")
 def test_files_that_a_full_disk_does_not_take_are_named_and_old_ones_stay(tmp_path) -> None:
     path = tmp_path / "m.jsonl"
-    said = rf"{path} could not be written \(No space left on device\): free some space and go on with --resume"
+    said = rf"{path} could not be written \(No space left on device\): free some space and start again, a training with"
     with Journal(path, 0) as journal:
         journal.write({"step": 1})
     journal._file = open("/dev/full", "a")  # noqa: SIM115

@@ -63,7 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
       arguments: of the command line; None takes the process's own.
 
     Returns:
-      The exit status: 0, 1 where training broke down, 2 for a mistake in the options, 130 for Ctrl-C.
+      The exit status: 0, 1 where training broke down, 2 for a mistake in the options, 3 where another process is
+      lost, 130 for Ctrl-C, 141 where nobody reads on what is printed.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
 

@@ -92,7 +92,7 @@ def written(path: Path) -> Iterator[None]:
         if error.errno not in FULL:
             raise
         raise UsageError(
-            f"{path} could not be written ({error.strerror}): free some space and go on with --resume"
+            f"{path} could not be written ({error.strerror}): free some space and start again, a training with --resume"
         ) from error
 
 
