@@ -24,7 +24,7 @@ from gradpart_jax.families import family as find_family
 from gradpart_jax.outlook import GradpartState, Outcome, digest, foresee, spare
 from gradpart_jax.regions import entropy_rule
 from gradpart_jax.replicated import replicated
-from gradpart_jax.scheme import Reduced, Scheme, SchemeState, Settle
+from gradpart_jax.scheme import Reduced, Scheme, SchemeState, Settle, early
 from gradpart_jax.segments import Layout, sample_positions
 from gradpart_jax.shares import owned_by, share_size
 from gradpart_jax.sizes import Plan, plan_of
@@ -127,7 +127,7 @@ def gradpart(
             report = reduced.report._replace(segment_entropy=outlook.entropy, capacity=jnp.int32(sizes.entries))
             return reduced._replace(report=report), Outcome(jnp.float32(0.0), jnp.float32(0.0)), owed
 
-        warm = (shared.step >= 0) & (shared.step < warmup_steps)  # not once more when int32 wraps
+        warm = early(shared.step, warmup_steps)
         if warmup_steps:
             reduced, outcome, owed = jax.lax.cond(warm, dense_step, sparse, vector)
         else:

@@ -80,3 +80,20 @@ def dense_report(layout: Layout) -> Report:
         segment_entropy=jnp.zeros(layout.segments, jnp.float32),
         forecast_error=jnp.float32(0.0),
     )
+
+
+def early(step: jax.Array, steps: int) -> jax.Array:
+    """Say whether a step is one of the first, and of those once only: a counter wraps after 2^31 of them.
+
+    Args:
+      step: int32[], from 0 on.
+      steps: how many are first.
+
+    Returns:
+      bool[].
+
+    >>> import jax.numpy as jnp
+    >>> early(jnp.int32([0, 2, 3, -5]), 3).tolist()
+    [True, True, False, False]
+    """
+    return (step >= 0) & (step < steps)

@@ -121,13 +121,14 @@ def train(
       KeyboardInterrupt: somebody asked for the end.
     """
     config, folder, label = run.config, run.folder, program.label
+    tuned = methods.tuned(config, label)
 
     def notice(text: str) -> None:
         say(console, text, "yellow")
 
     def conclude(scores: tuple[float, float] | None, why: str | None = None) -> dict[str, Any]:
-        exchange = methods.tuned(config, label).exchange
-        warmup = methods.settings_of(label, exchange).get("warmup_steps", 0) * exchange.local_steps
+        exchanges = methods.settings_of(label, tuned.exchange).get("warmup_steps", 0)
+        warmup = exchanges * tuned.exchange.local_steps
         result = summarise(about, read(folder / "metrics.jsonl"), scores, warmup, why)
         options.write_json(plain(result), folder / "summary.json")
         return result
@@ -143,7 +144,7 @@ def train(
     fresh = step.start(program.network, program.tx, config.training.seed)
     about = folders.describe(config, label, program.ratio, run.budget, fresh.params, run.command)
     if header:
-        screen.header(console, about, flat(methods.tuned(config, label)))
+        screen.header(console, about, flat(tuned))
     saved = Checkpoints(folder, replace=config.start.overwrite or config.start.resume)
     with contextlib.closing(saved):
         standing = _stand(program, saved, fresh, notice)

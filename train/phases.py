@@ -54,9 +54,9 @@ def measure(config: Config, program: Program, state: step.State, batch: dict[str
     kept, own = find_state(state.opt_state), find_state(axes.opt_state)
     exchange = methods.build(program.label, config.exchange, AXIS, program.ratio, devices)
     run = gp.over_devices(exchange.update, mesh, AXIS, (0, own), (None, own), donate_argnums=1)
-    # Of this exchange: the last step's may have sent nothing
-    payload = float(np.asarray(one(gp.stats(run(gradient, _copy(kept))[1])).payload_bits))
-    whole = _median(lambda s: run(gradient, s)[1], _copy(kept))
+    met = run(gradient, _copy(kept))[1]  # of the last step nothing may have been sent
+    payload = float(np.asarray(one(gp.stats(met)).payload_bits))
+    whole = _median(lambda s: run(gradient, s)[1], met)
     wire = _collective(config, program, math.ceil(payload / 32))
     encode, decode, way = _split(config, program, gradient, kept, own, whole, wire)
     times |= {"encode": encode / every, "wire": wire / every, "decode": decode / every}

@@ -24,7 +24,7 @@ from gradpart_jax.exchange import AxisName, axis_size, from_leader, mean
 from gradpart_jax.feedback import Sent
 from gradpart_jax.magnitudes import entries, quotas, top
 from gradpart_jax.replicated import replicated, seeded
-from gradpart_jax.scheme import Reduced, Scheme, SchemeState, Settle
+from gradpart_jax.scheme import Reduced, Scheme, SchemeState, Settle, early
 from gradpart_jax.segments import Layout
 from gradpart_jax.sparse import report_at, share_at
 
@@ -155,8 +155,7 @@ def lgc(ratio: float = 0.01, *, code: int = 8, train_steps: int = 200, seed: int
             reduced = Reduced(total, memory, finite, wire, report_at(indices, layout))
             return reduced, learned.weights, learned.optimizer
 
-        early = (learned.step >= 0) & (learned.step < train_steps)  # not once more when int32 wraps
-        reduced, weights, moments = jax.lax.cond(early, training, coded, vector)
+        reduced, weights, moments = jax.lax.cond(early(learned.step, train_steps), training, coded, vector)
         broadcast = accounting.reduced(WORD_BITS * words.shape[0], devices)
         reduced = reduced._replace(wire=accounting.add(broadcast, reduced.wire))
         return reduced, SchemeState(Learned(learned.step + 1, weights, moments), ())

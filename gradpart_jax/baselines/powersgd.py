@@ -13,7 +13,7 @@ from gradpart_jax.exchange import AxisName, axis_size, mean
 from gradpart_jax.feedback import Sent
 from gradpart_jax.matrices import matrix, matrix_shape
 from gradpart_jax.replicated import replicated, seeded
-from gradpart_jax.scheme import Reduced, Scheme, SchemeState, Settle, dense_report
+from gradpart_jax.scheme import Reduced, Scheme, SchemeState, Settle, dense_report, early
 from gradpart_jax.segments import Layout, loosen, tighten
 
 
@@ -104,8 +104,7 @@ def powersgd(
             return Reduced(jnp.where(finite, average, 0.0), memory, finite, wire, report), before
 
         if start_step:
-            early = (shared.step >= 0) & (shared.step < start_step)  # not once more when int32 wraps
-            outcome, right = jax.lax.cond(early, dense, low_rank, vector)
+            outcome, right = jax.lax.cond(early(shared.step, start_step), dense, low_rank, vector)
         else:
             outcome, right = low_rank(vector)
         return outcome, SchemeState(PowerState(shared.step + 1, right), ())
