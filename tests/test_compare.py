@@ -1,5 +1,6 @@
 """Comparing methods: what is planned, at which ratio, and what comes of it."""
 
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -7,10 +8,9 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from matplotlib.image import imread
 from rich.console import Console
 
-from train import check, compare, config, loop, picture
+from train import check, compare, config, figures, loop, picture
 from train.errors import UsageError
 from train.labels import parse_labels
 from train.studies import STUDIES, StudyName
@@ -121,16 +121,28 @@ def test_every_study_has_its_name_among_the_options() -> None:
     assert set(get_args(StudyName)) == set(STUDIES)
 
 
-def test_several_budgets_are_drawn_against_the_link_ratio(tmp_path) -> None:
-    way = {10: 2.0, 20: 1.5}
-    drawn = [picture.Ended("dense", None, 1.0, [1.4, 1.5], [way, way])]
-    wide = []
-    for budget in (30, 100):
-        ended = picture.Ended("topk", budget, 0.98 * budget, [1.5, float("nan")], [way, way])
-        drawn.append(ended)
+def test_several_budgets_are_drawn_against_the_link_ratio(tmp_path, monkeypatch) -> None:
+    way, panels, canvas = {10: 2.0, 20: 1.5}, [], figures.canvas
+
+    @contextlib.contextmanager
+    def seen(*given, **named):
+        with canvas(*given, **named) as axes:
+            panels[:] = axes
+            yield axes
+
+    monkeypatch.setattr(figures, "canvas", seen)
+    drawn = [picture.Ended("dense:learning_rate=0.1", None, 1.0, [1.4, 1.5], [way, way])]
+    for budget in (30, 100, 300):
+        drawn.append(picture.Ended("topk", budget, 0.98 * budget, [1.5, float("nan")], [way, way]))
         picture.draw(drawn, "text", tmp_path / "p.png")
-        wide.append(imread(tmp_path / "p.png").shape[1])
-    assert wide[1] == pytest.approx(1.5 * wide[0], rel=0.01)
+        ends, ways = panels
+        names = [text.get_text() for text in ways.get_legend().get_texts()]
+        assert names == ["dense", "topk"]
+        assert len(ways.lines) == 2
+        if len(drawn) == 2:
+            assert [tick.get_text() for tick in ends.get_yticklabels()] == ["topk, 29.4 x", "dense, 1 x"]
+    assert "at 100 x" in ways.get_title()
+    assert ends.lines[1].get_xdata().tolist() == pytest.approx([29.4, 98, 294])
 
 
 def test_labels_are_parted_at_commas_that_part_them() -> None:

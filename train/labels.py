@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import chain, combinations
 from typing import Any, NamedTuple
 
 from train.errors import UsageError
@@ -105,6 +106,30 @@ def split_labels(text: str, option: str = "--methods") -> list[str]:
     if twice:
         raise UsageError(f"{option} names {sorted(twice)[0]} twice: name it once")
     return pieces
+
+
+def briefly(texts: Iterable[str]) -> dict[str, str]:
+    """Leave out options without which labels are still told apart, rates first: names for a picture.
+
+    Args:
+      texts: labels.
+
+    Returns:
+      The name of each.
+
+    >>> list(briefly(["dense:learning_rate=0.004", "topk:learning_rate=0.01,density=0.1", "topk:density=0.2"]).values())
+    ['dense', 'topk:density=0.1', 'topk:density=0.2']
+    """
+    labels, names = {text: parse_label(text) for text in texts}, {}
+    for text, label in labels.items():
+        alike = [other.options for other in labels.values() if other.kind == label.kind]
+        keys = sorted(dict.fromkeys(chain(*alike)), key="learning_rate".__eq__)
+        choices = chain.from_iterable(combinations(keys, count) for count in range(len(keys)))
+        told = (some for some in choices if len({str([own.get(key) for key in some]) for own in alike}) == len(alike))
+        kept = next(told, keys)
+        pairs = [pair for pair in text.partition(":")[2].split(",") if pair.partition("=")[0] in kept]
+        names[text] = ":".join(filter(None, (label.kind, ",".join(pairs))))
+    return names
 
 
 def _check_tuned(key: str, value: Any, where: str) -> None:
