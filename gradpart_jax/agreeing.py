@@ -27,7 +27,7 @@ class AgreeingState(NamedTuple):
 
     def device_axes(self) -> AgreeingState:
         """Say for `state_axes` what of it differs per device."""
-        return AgreeingState(state_axes(self.inner), fill(self.agreement, None), fill(self.spent, None))
+        return fill(self, None)._replace(inner=state_axes(self.inner))
 
 
 def agreeing(

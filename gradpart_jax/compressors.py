@@ -151,7 +151,7 @@ def partition_compress(
         learn_every=learn_every,
         seed=seed,
         family=family,
-        entropy_rule_name=entropy_rule,
+        entropy_rule=entropy_rule,
         key_bits=key_bits,
         rungs=rungs,
         exchange=exchange,

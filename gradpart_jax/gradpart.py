@@ -22,7 +22,7 @@ from gradpart_jax.bits import WORD
 from gradpart_jax.exchange import AxisName, axis_size, greatest, mean, position
 from gradpart_jax.families import family as find_family
 from gradpart_jax.outlook import GradpartState, Outcome, digest, foresee, spare
-from gradpart_jax.regions import entropy_rule
+from gradpart_jax.regions import entropy_rule as find_rule
 from gradpart_jax.replicated import replicated
 from gradpart_jax.scheme import Reduced, Scheme, SchemeState, Settle, early
 from gradpart_jax.segments import Layout, sample_positions
@@ -39,7 +39,7 @@ def gradpart(
     learn_every: int | None = None,
     seed: int | None = None,
     family: str = predictor.DEFAULT_FAMILY,
-    entropy_rule_name: str = "entropy",
+    entropy_rule: str = "entropy",
     key_bits: int | None = None,
     rungs: int = 1,
     exchange: str = "all_gather",
@@ -55,17 +55,17 @@ def gradpart(
         predictor as it was trained beforehand.
       seed: None for the shipped predictor, a number for a freshly initialised one.
       family: of magnitude distributions.
-      entropy_rule_name: how entropy shares the budget among segments.
+      entropy_rule: how entropy shares the budget among segments.
       key_bits: of a value in the key region, sign included; None chooses.
       rungs: payload sizes, of which each step takes the smallest that holds every device's entries.
       exchange: one of `sizes.EXCHANGES`.
-      devices: that the axis has; needed by "reduce_scatter" and "auto".
+      devices: that the axis has; needed by all but "all_gather".
       remember: whether an owner of sums remembers what it has not passed on.
 
     Returns:
       A Scheme.
     """
-    rule = entropy_rule(entropy_rule_name)
+    rule = find_rule(entropy_rule)
     find_family(family)  # refuses an unknown one here, at construction
     uncompressed = dense()
 

@@ -32,7 +32,7 @@ class LocalState(NamedTuple):
 
     def device_axes(self) -> LocalState:
         """Say for `state_axes` that all of it differs per device."""
-        return LocalState(fill(self.inner, 0))
+        return fill(self, 0)
 
 
 class LocalUpdatesState(NamedTuple):
@@ -49,16 +49,7 @@ class LocalUpdatesState(NamedTuple):
 
     def device_axes(self) -> LocalUpdatesState:
         """Say for `state_axes` what of it differs per device."""
-        return LocalUpdatesState(
-            fill(self.anchor, None),
-            fill(self.inner, 0),
-            state_axes(self.exchange),
-            fill(self.outer, None),
-            step=None,  # type: ignore[arg-type]
-            met=None,  # type: ignore[arg-type]
-            begun=None,  # type: ignore[arg-type]
-            skipped=0,  # type: ignore[arg-type]
-        )
+        return fill(self, None)._replace(inner=fill(self.inner, 0), exchange=state_axes(self.exchange), skipped=0)
 
 
 def local(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:

@@ -78,7 +78,10 @@ def _find(opt_state: Any) -> LocalUpdatesState | None:
 
 def _overlay(anchor: Any, params: Any, choose: Callable[[Any, Any], Any]) -> Any:
     """Choose leaf by leaf; of leaves that `optax.masked` keeps from `local_updates`, the parameters."""
-    masked = lambda node: isinstance(node, optax.MaskedNode)  # noqa: E731
+
+    def masked(node: Any) -> bool:
+        return isinstance(node, optax.MaskedNode)
+
     kept, (given, structure) = jax.tree.leaves(anchor, is_leaf=masked), jax.tree.flatten(params)
     if len(kept) == len(given):  # flax's nnx wraps an optimizer's leaves otherwise than a model's
         chosen = [p if masked(a) else choose(a, p) for a, p in zip(kept, given, strict=True)]

@@ -100,15 +100,11 @@ def state_axes(opt_state: Any) -> Any:
         if hasattr(node, "device_axes"):
             return node.device_axes()
         if isinstance(node, CompressState):
-            return node._replace(
-                memory=fill(node.memory, 0),
-                scheme=SchemeState(*[fill(part, axis) for part, axis in zip(node.scheme, (None, 0), strict=True)]),
-                stats=fill(node.stats, None),
-                estimate=fill(node.estimate, None),
-            )
+            scheme = SchemeState(shared=fill(node.scheme.shared, None), local=fill(node.scheme.local, 0))
+            return fill(node, None)._replace(memory=fill(node.memory, 0), scheme=scheme)
         if isinstance(node, optax.MultiStepsState):
-            outer = jax.tree.map(lambda _: None, node._replace(inner_opt_state=(), acc_grads=()))
-            return outer._replace(inner_opt_state=state_axes(node.inner_opt_state), acc_grads=fill(node.acc_grads, 0))
+            inner = state_axes(node.inner_opt_state)
+            return fill(node, None)._replace(inner_opt_state=inner, acc_grads=fill(node.acc_grads, 0))
         return None
 
     return jax.tree.map(mark, opt_state, is_leaf=_is_marked)

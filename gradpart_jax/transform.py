@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import numbers
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,8 @@ from gradpart_jax.segments import Layout, layout_of, segment_names, unravel
 from gradpart_jax.states import CompressState, Stats, ratio
 
 EF21 = "ef21"
-Function = TypeVar("Function", bound=Callable[..., Any])
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def compress(
@@ -197,15 +198,15 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): jnp.shape(leaf) for path, leaf in leaves}
 
 
-def _narrow(function: Function) -> Function:
+def _narrow(function: Callable[P, R]) -> Callable[P, R]:
     """Trace with types of 32 bits where the program has 64, and by JAX's usual promotion of types."""
 
     @functools.wraps(function)
-    def narrow(*arguments: Any) -> Any:
+    def narrow(*arguments: P.args, **named: P.kwargs) -> R:
         with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
-            return function(*arguments)
+            return function(*arguments, **named)
 
-    return narrow  # type: ignore[return-value]
+    return narrow
 
 
 def _across_shards(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gradpart_jax.accounting import WORD_BITS, Wire, add, reduced
+from gradpart_jax.accounting import WORD_BITS, Wire, add, nothing, reduced
 from gradpart_jax.checks import check_integer, check_number
 from gradpart_jax.exchange import AxisName, axis_size, mean
 from gradpart_jax.feedback import Sent
@@ -198,7 +198,7 @@ def _low_rank_step(
 def _mean_of(parts: list[jax.Array], axis_name: AxisName) -> tuple[list[jax.Array], Wire]:
     """Average several arrays by one all-reduce."""
     if not parts:
-        return [], Wire(jnp.float32(0.0), jnp.float32(0.0))
+        return [], nothing()
     flat = mean(jnp.concatenate([part.reshape(-1) for part in parts]), axis_name)
     cut, at = [], 0
     for part in parts:
