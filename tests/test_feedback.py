@@ -1,9 +1,10 @@
-"""Memory with an allowance: what it adds up, and what it lets go."""
+"""Memory and momentum: what is kept, what decays, and what an allowance lets go."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +13,21 @@ from gradpart_jax.feedback import accumulate
 
 NUMBERS = st.floats(-1e6, 1e6, width=32, allow_subnormal=False)
 add = jax.jit(accumulate)
+
+
+@pytest.mark.parametrize("scheme", [gp.baselines.topk(0.1), gp.baselines.ef_signsgd()], ids=["some", "all"])
+def test_memory_decays_and_momentum_goes_on_where_nothing_was_sent(scheme: gp.Scheme) -> None:
+    momentum, decay = 0.75, 0.5
+    tx = gp.compress(scheme, momentum=momentum, memory_decay=decay)
+    update, state = jax.jit(tx.update), tx.init(jnp.zeros(64))
+    residual = velocity = np.zeros(64)
+    for gradient in np.asarray(jax.random.normal(jax.random.key(0), (4, 64))):
+        sent, state = update(gradient, state)  # of one device alone the mean is what it sent
+        moving = gradient + velocity
+        residual = decay * (moving + residual - sent)
+        velocity = np.where(np.asarray(sent) != 0, 0.0, momentum * moving)
+        np.testing.assert_allclose(state.memory.residual, residual, atol=1e-5)
+        np.testing.assert_allclose(state.memory.velocity, velocity, atol=1e-5)
 
 
 @given(NUMBERS, NUMBERS, st.sampled_from([0.0, 0.1, 0.2, 1.0, 3.0]))
