@@ -122,6 +122,41 @@ def test_closed_form_fits_find_the_shape(name: str, kind: str, shape: float) -> 
     assert float(positive(FAMILIES[name].fit(moments)[0])) == pytest.approx(shape, rel=0.08)
 
 
+def test_the_anchored_fit_finds_body_and_tail() -> None:
+    """Below the anchor, at 1, a log-logistic body; above it an exponential tail."""
+    share, excess, power = 0.03, 0.2, 1.5
+    upper = np.linspace(0, 1, 20_001)[1:-1]
+    tail, body = 1 - excess * np.log(upper), (upper / (2 - upper)) ** (1 / power)
+    mean, mean_log = (share * f(tail).mean() + (1 - share) * f(body).mean() for f in (np.asarray, np.log))
+    moments = Moments(*map(jnp.float32, (0.3, np.log(mean) - mean_log, share, -np.log(mean), excess)))
+    fitted = FAMILIES["pareto"].fit(moments)
+    assert float(jax.nn.sigmoid(fitted[0])) == pytest.approx(share, rel=1e-3)
+    np.testing.assert_allclose(positive(fitted[jnp.array([1, 3])]), [excess, power], rtol=0.05)
+
+
+def test_thresholds_follow_what_was_sent() -> None:
+    """The first of three segments sends too many, the last too few, and all thresholds are a tenth too low."""
+    asked = jnp.full(3, 100.0)
+    advance = functools.partial(
+        summaries.advance, threshold=jnp.ones(3), share=asked / 1000, asked=asked, slope=jnp.float32(0.2)
+    )
+    few, none = jnp.float32([150, 100, 50]), jnp.zeros(3, bool)
+    known, tenth = summaries.start(jnp.full(3, 1000.0)), jnp.float32(0.1)
+    for _ in range(30):
+        known = advance(known, realised=few, took=none, log_trim=tenth, surplus=4 * tenth, lowered=tenth)
+    first, even, last = known.log_anchor
+    assert first > even > last
+    assert float(even) == pytest.approx(0.1 + float(known.drift))
+    assert known.drift > 0.05  # what has risen for long is expected to rise on
+    assert float(summaries.slope_of(known, tenth)) == pytest.approx(2 / 4, abs=0.06)
+    # One that takes all the room tells of itself alone
+    took = jnp.array([True, False, False])
+    after = advance(known, realised=3 * few * took, took=took, log_trim=jnp.float32(1.0), surplus=tenth, lowered=tenth)
+    assert after.log_anchor[0] > 1
+    np.testing.assert_allclose(after.log_anchor[1:], after.drift, rtol=1e-5)
+    np.testing.assert_array_equal(after.regression, known.regression)
+
+
 def test_raw_shapes_round_trip() -> None:
     values = jnp.geomspace(1e-3, 1e3, 20)
     np.testing.assert_allclose(positive(raw_of(values)), values, rtol=1e-3)
@@ -180,6 +215,11 @@ def test_what_is_zero_at_first_is_forecast_as_soon_as_it_is_not() -> None:
     bits = np.asarray([float(s.payload_bits) for s in stats])
     assert (bits[[0, 1, 2, 4]] == bits[0]).all()
     assert (bits[[3, 5, 6, 7]] == bits[0] - 32 * 2 * (1 + summaries.BINS)).all()
+    # And so it is shown
+    seen = gp.inspect(state)
+    np.testing.assert_allclose([np.sum(masses, axis=1) for masses in (seen.forecast, seen.observed)], 1.0, atol=1e-3)
+    assert (np.abs(seen.forecast - seen.observed).sum(axis=1) < 0.5).all()
+    np.testing.assert_array_equal(seen.threshold, stats[-1].threshold)
 
 
 def test_learning_lowers_the_cross_entropy() -> None:
