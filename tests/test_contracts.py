@@ -205,6 +205,10 @@ def test_what_is_not_sent_is_kept_exactly_and_what_is_sent_leaves_an_exact_rest(
         within = ~quiet & (np.abs(decoded) <= 2 * np.abs(a)) & (2 * np.abs(decoded) >= np.abs(a))
         np.testing.assert_array_equal((a.astype(np.float64) - decoded)[within], rest[within])
         exact, total = exact + within.sum(), total + (~quiet).sum()
+        # The sparse region's one level is the mean of what is sent by it
+        levels, counts = np.unique(np.abs(decoded[~quiet]), return_counts=True)
+        level = levels[counts.argmax()]
+        assert np.mean(np.abs(a[np.abs(decoded) == level])) == pytest.approx(level, rel=1e-3)
     assert exact > 0.9 * total > 0
 
 
@@ -360,8 +364,9 @@ def test_the_budget_holds_on_average_everything_counted() -> None:
         _, state = many(tx)(gradients(i % 4, like), state)
         bits.append(float(gp.stats(state).payload_bits[0]))
     elements = 40_200
-    assert np.mean(bits) <= 32 / 50 * elements * 1.02
-    assert bits[1] <= 32 / 50 * elements
+    assert np.mean(bits) <= 32 / 50 * elements
+    before, after = tx.init(like).scheme.shared.weights, state.scheme.shared.weights
+    assert not any(jax.tree.leaves(jax.tree.map(np.allclose, before, after)))  # what histograms cost is learnt from
 
 
 def test_the_accounting_is_what_the_compiled_collectives_carry() -> None:

@@ -239,7 +239,7 @@ def test_no_position_starves_under_thresholds_far_too_low(values) -> None:
 KINDS = ["normal", "subnormal", "zeros", "few", "ties", "negative zero", "huge"]
 
 
-@pytest.mark.parametrize(("size", "entries"), [(1, 1), (31, 4), (33, 33), (1000, 37), (5000, 400)])
+@pytest.mark.parametrize(("size", "entries"), [(1, 1), (31, 4), (33, 33), (1000, 37), (5000, 400), (300_000, 1000)])
 @given(seed=seeds, kind=st.sampled_from(KINDS), broken=st.sampled_from([None, None, np.nan, np.inf, -np.inf]))
 def test_selection_takes_the_largest_of_anything(size, entries, seed, kind, broken) -> None:
     rng = np.random.default_rng(seed)
@@ -266,7 +266,9 @@ def test_selection_takes_the_largest_of_anything(size, entries, seed, kind, brok
     assert bool(finite) == (broken is None)
     if broken is not None:
         return
-    places = np.concatenate([np.asarray(b.indices)[: int(b.used)] for b in (chosen.key, chosen.sparse)])
+    keys, sparses = (np.asarray(b.indices)[: int(b.used)] for b in (chosen.key, chosen.sparse))
+    assert np.abs(vector[keys]).min(initial=np.inf) >= np.abs(vector[sparses]).max(initial=0.0)
+    places = np.concatenate([keys, sparses])
     for buffer in (chosen.key, chosen.sparse):
         used = int(buffer.used)
         assert (np.diff(np.asarray(buffer.indices)[:used]) > 0).all()
