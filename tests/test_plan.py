@@ -38,7 +38,8 @@ def test_link_bits_are_the_library_s_own(devices: int) -> None:
     layout = layout_of(jax.ShapeDtypeStruct((N,), jnp.float32))
     for exchange in EXCHANGES:
         found = estimate(layout, exchange, 100.0, devices, Link(1e6), FREE)
-        shape = plan_of(layout, 0.32, exchange=exchange, devices=devices).ladder[-1]
+        sizes = plan_of(layout, 0.32, exchange=exchange, devices=devices)
+        shape, entries = sizes.ladder[-1], sizes.entries
         assert found.payload_bits == pytest.approx(0.32 * N, rel=0.03 if devices < 1000 else 0.3)
         expected = {
             "all_gather": (devices - 1) * shape.bits,
@@ -48,6 +49,13 @@ def test_link_bits_are_the_library_s_own(devices: int) -> None:
         assert found.link_bits == pytest.approx(expected, rel=0.03)
         assert found.link_s == pytest.approx(found.link_bits / 1e6)
         assert found.step_s == found.link_s
+        slow = gp.Calibration("by hand", fixed=N, element=2.0, entry=30.0, decoded=400.0)
+        coding = {
+            "all_gather": 3 * N + (30 + devices * 400) * entries,
+            "reduce_scatter": N + (2 * N + 30 * entries) * (1 + 1 / devices) + 2 * 400 * entries,
+            "leader": 3 * N + (30 + 400) * entries,
+        }[exchange]
+        assert estimate(layout, exchange, 100.0, devices, Link(1e6), slow).code_s == pytest.approx(coding)
 
 
 def test_only_reduce_scatter_and_leader_stay_flat() -> None:
