@@ -133,6 +133,11 @@ def test_a_leaders_sums_are_those_of_what_devices_have_sent() -> None:
             np.asarray(out["kernel"])[0].ravel(), sent.mean(0), rtol=1e-4, atol=1e-4 * np.abs(sent).max()
         )
         before = after
+    # And its bytes those of the traced program, whose histograms are no words
+    traced = jax.make_jaxpr(tx.update, axis_env=[(AXIS, devices)])(like, tx.init(like))
+    sent = sum(bits for _, kind, bits in collectives(traced.jaxpr, []) if kind == "uint32")
+    assert float(after.stats.payload_bits[0]) == sent
+    assert float(after.stats.link_bits[0]) == pytest.approx(2 * (devices - 1) / devices * sent)
 
 
 @pytest.mark.parametrize("exchange", map(group, EXCHANGES))
@@ -153,12 +158,13 @@ def test_what_is_not_finite_changes_nothing_and_zeros_do_no_harm(exchange) -> No
     state = start(exchange)
     for i in range(2):
         _, state = by_vmap(exchange)(gradients(i), state)
-    bad = gradients(2)
-    bad["kernel"] = bad["kernel"].at[3, 50, 50].set(jnp.nan)
-    out, after = by_vmap(exchange)(bad, state)
-    assert not any(np.asarray(x).any() for x in jax.tree.leaves(out))
-    jax.tree.map(np.testing.assert_array_equal, (after.memory, after.scheme), (state.memory, state.scheme))
-    assert (after.stats.nonfinite == 1).all()
+    for device in range(W):  # one of which owns the place, and sends it to nobody
+        bad = gradients(2)
+        bad["kernel"] = bad["kernel"].at[device, 50, 50].set(jnp.nan)
+        out, after = by_vmap(exchange)(bad, state)
+        assert not any(np.asarray(x).any() for x in jax.tree.leaves(out))
+        jax.tree.map(np.testing.assert_array_equal, (after.memory, after.scheme), (state.memory, state.scheme))
+        assert (after.stats.nonfinite == 1).all()
     for _ in range(40):
         out, after = by_vmap(exchange)(jax.tree.map(jnp.zeros_like, bad), after)
     assert all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(after))
@@ -216,7 +222,7 @@ def collectives(jaxpr, found):
     """Collect the collectives of a traced program, within all of its parts."""
     for equation in jaxpr.eqns:
         if equation.primitive.name in ("psum", "pmax", "pmean", "all_gather", "all_to_all", "psum_invariant"):
-            found.append((equation.primitive.name, sum(32 * v.aval.size for v in equation.invars)))
+            found += [(equation.primitive.name, str(v.aval.dtype), 32 * v.aval.size) for v in equation.invars]
         for value in equation.params.values():
             for inner in value if isinstance(value, tuple | list) else [value]:
                 if hasattr(inner, "jaxpr"):
@@ -227,17 +233,17 @@ def collectives(jaxpr, found):
 
 
 def test_link_bits_of_reduce_scatter_do_not_grow_with_devices() -> None:
-    """Counted from the traced program for 2, 4, 8 and 16 devices, within 15 % of 2 (W - 1) / W payloads."""
+    """Counted from the traced program for 2 and 16 devices, within 15 % of 2 (W - 1) / W payloads."""
     like = {"w": jnp.zeros((1000, 500))}
     links = []
-    for devices in (2, 4, 8, 16):
+    for devices in (2, 16):
         tx = gp.partition_compress(
             AXIS, bits_per_element=0.32, learn_every=4, exchange="reduce_scatter", devices=devices
         )
         traced = jax.make_jaxpr(tx.update, axis_env=[(AXIS, devices)])(like, tx.init(like))
         found = collectives(traced.jaxpr, [])
-        ((_, dealt),) = (pair for pair in found if pair[0] == "all_to_all")
-        ((_, gathered),) = (pair for pair in found if pair[0] == "all_gather")
+        ((*_, dealt),) = (one for one in found if one[0] == "all_to_all")
+        ((*_, gathered),) = (one for one in found if one[0] == "all_gather")
         link = dealt * (devices - 1) / devices + gathered * (devices - 1)
         assert dealt + gathered <= 0.32 * 500_000
         assert link <= 1.15 * 2 * (devices - 1) / devices * dealt
