@@ -89,7 +89,7 @@ def test_an_uncompressed_exchange_averages_what_plain_local_steps_give() -> None
     np.testing.assert_allclose(got, own, atol=1e-5)
     # Bits are spent at each third step, and the ratio is that of a period
     assert [s.payload_bits > 0 for s in seen] == [False, False, True] * 2
-    assert [float(s.payload_ratio) for s in seen] == [1, 1, 3, 3, 3, 3]
+    assert [float(s.payload_ratio) for s in seen] == [float(s.link_ratio) for s in seen] == [1, 1, 3, 3, 3, 3]
     dense, spent = (sum(float(getattr(s, k)) for s in seen) for k in ("dense_link_bits", "link_bits"))
     assert dense / spent == 3
 
@@ -324,6 +324,13 @@ def test_a_recipe_compresses_by_partition_at_the_ratio_asked_for() -> None:
     assert sum(s.dense_payload_bits for s in seen) / sum(s.payload_bits for s in seen) == pytest.approx(40, rel=0.1)
     sparse = seen[-1].threshold[:, 0]
     assert sparse[0] == pytest.approx(sparse[1], rel=0.01)  # Adam brings leaves to one scale, and one threshold serves
+
+
+def test_momentum_is_corrected_and_masked_where_partition_stands_behind_it() -> None:
+    for options, corrected in (({}, True), ({"exchange": "leader", "devices": W}, True), ({"exchange": few()}, False)):
+        tx = gp.recipes.sgd(0.1, AXIS, replicate=True, **options)
+        memory = find_state(jax.eval_shape(tx.init, PARAMS)).memory
+        assert (memory.velocity.size > 0) == corrected
 
 
 def test_a_recipe_that_is_not_to_compress_does_not() -> None:
