@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -52,6 +53,7 @@ class Scheme(NamedTuple):
     """A compressor. `reduce(vector, state, layout, axis_name, settle)` gives `(Reduced, new state)`.
 
     It calls `settle` once, best before it decodes: then the vector is of no more use, and its buffer can be the mean's.
+    Shapes and dtypes are those of `Reduced`, and of the state that `init` gives; `update` raises TypeError at others.
     """
 
     name: str
@@ -80,6 +82,30 @@ def dense_report(layout: Layout) -> Report:
         segment_entropy=jnp.zeros(layout.segments, jnp.float32),
         forecast_error=jnp.float32(0.0),
     )
+
+
+def hold(name: str, reduced: Reduced, state: SchemeState, before: SchemeState, layout: Layout) -> None:
+    """Hold a compressor to its contract, while it is traced: all that it gives has static shapes and dtypes.
+
+    Args:
+      name: of the compressor.
+      reduced: what it gave; its memory, which is `settle`'s, is not looked at.
+      state: what it gave.
+      before: the state that it was given.
+      layout: the segments.
+
+    Raises:
+      TypeError: a structure, shape or dtype is another.
+    """
+
+    def contract() -> Reduced:
+        wire = Wire(jnp.float32(0.0), jnp.float32(0.0))
+        mean = jnp.zeros(layout.total, jnp.float32)
+        return Reduced(mean, reduced.memory, jnp.bool_(True), wire, dense_report(layout))
+
+    for what, found, wanted in (("Reduced", reduced, jax.eval_shape(contract)), ("state", state, before)):
+        message = f"the scheme {name!r} gave the {what} first, and its contract asks for the other"
+        chex.assert_trees_all_equal_shapes_and_dtypes(found, wanted, custom_message=message, exception_type=TypeError)
 
 
 def early(step: jax.Array, steps: int) -> jax.Array:

@@ -15,7 +15,7 @@ import optax
 from gradpart_jax import accounting, feedback, meshes
 from gradpart_jax.checks import check_number, is_fixed
 from gradpart_jax.exchange import AxisName, axis_size
-from gradpart_jax.scheme import Reduced, Report, Scheme, dense_report
+from gradpart_jax.scheme import Reduced, Report, Scheme, dense_report, hold
 from gradpart_jax.segments import Layout, layout_of, segment_names, unravel
 from gradpart_jax.states import CompressState, Stats, ratio
 
@@ -150,6 +150,7 @@ def compress(
 
         before = meshes.narrow(state.scheme, jax.eval_shape(lambda: scheme.init(layout)))
         reduced, scheme_state = scheme.reduce(vector, before, layout, axis_name, settle)
+        hold(scheme.name, reduced, scheme_state, before, layout)
         reduced, entropy, told = _across_shards(reduced, layout, model_axis)
         scheme_state = jax.tree.map(lambda new, old: jnp.where(reduced.finite, new, old), scheme_state, before)
         inside = accounting.add(inner, agreed, told).link_bits

@@ -542,6 +542,22 @@ DEFAULT_ALONE = partition()
 
 
 @pytest.mark.parametrize(
+    ("broken", "named"),
+    [
+        (lambda made, state: (made._replace(mean=made.mean[:3]), state), "'mean': shapes"),
+        (lambda made, state: (made._replace(finite=jnp.float32(1.0)), state), "'finite': types: float32 != bool"),
+        (lambda made, state: (made, state._replace(shared=jnp.zeros(2))), "the state first"),
+    ],
+)
+def test_a_scheme_that_breaks_its_contract_is_told_how(broken, named) -> None:
+    dense = gp.baselines.dense()
+    scheme = dense._replace(name="mine", reduce=lambda *given: broken(*dense.reduce(*given)))
+    tx = gp.compress(scheme)
+    with pytest.raises(TypeError, match=rf"(?s){named}.*'mine'|'mine'.*{named}"):
+        tx.update(PARAMS, tx.init(PARAMS))
+
+
+@pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
         ({"ratio": 100, "bits_per_element": 0.3}, ValueError, "give one of them"),
