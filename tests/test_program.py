@@ -488,6 +488,23 @@ def test_numbers_for_people() -> None:
         assert said in captured.get()
 
 
+def test_the_speed_shown_is_that_of_training_alone() -> None:
+    console = Console(width=200, record=True)
+    line = {
+        "step": 11,
+        "loss": 1.0,
+        "accuracy": 0.5,
+        "payload_ratio": 9.0,
+        "seconds": 1.25,
+        "test_loss": 1.0,
+        "test_accuracy": 0.5,
+    }
+    with console.capture() as captured, screen.Screen(console, "topk", 10, 20, 1.0) as show:
+        show.step(line)  # a start's first step has a speed, too
+        show.step(line | {"step": 12, "seconds": 1.5})
+    assert captured.get().count("4.0 steps/s") == 2
+
+
 def test_the_program_runs_as_its_users_run_it(tmp_path, data_dir) -> None:
     given = ["--model", "mlp", "--steps", "20", "--batch", "32", "--eval-every", "10"]
     command = [sys.executable, "-m", "train.main", *given]

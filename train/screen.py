@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
@@ -67,12 +66,14 @@ class Screen:
       title: of the bar.
       start: steps already done.
       steps: in all.
+      seconds: of training so far.
     """
 
-    def __init__(self, console: Console, title: str, start: int, steps: int) -> None:
+    def __init__(self, console: Console, title: str, start: int, steps: int, seconds: float) -> None:
         self._console, self._title, self._steps = console, title, steps
         self.unread = False  # whether nobody reads what is shown
-        self._times: deque[float] = deque(maxlen=RECENT + 1)
+        # Of training alone: a clock on the wall would count the evaluation that a line is shown for
+        self._seconds = deque([seconds], maxlen=RECENT + 1)
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=12 if console.width < 110 else 32),
@@ -106,7 +107,7 @@ class Screen:
         Args:
           line: of metrics.jsonl.
         """
-        self._times.append(time.perf_counter())
+        self._seconds.append(line["seconds"])
         says = f"loss {line['loss']:.3f} acc {line['accuracy']:4.0%} {line['payload_ratio']:.0f}x"
         speed = f"{self._speed():.1f} steps/s"
         self._progress.update(self._task, completed=line["step"], says=says, speed=speed)
@@ -129,7 +130,7 @@ class Screen:
             self.unread = True
 
     def _speed(self) -> float:
-        return (len(self._times) - 1) / max(self._times[-1] - self._times[0], 1e-9)
+        return (len(self._seconds) - 1) / max(self._seconds[-1] - self._seconds[0], 1e-9)
 
 
 def header(console: Console, run: dict[str, Any], config: dict[str, Any]) -> None:

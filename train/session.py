@@ -93,7 +93,7 @@ class Session:
                 record = stack.enter_context(
                     Record(self._folder, first, self._header, self._family, tensorboard=output.tensorboard)
                 )
-            show = stack.enter_context(Screen(self._console, title, first, steps))
+            show = stack.enter_context(Screen(self._console, title, first, steps, standing.seconds))
             interrupts = stack.enter_context(Interrupts(show.says))
             trace = stack.enter_context(Trace(self._folder / "profile" if output.profile and hosts.leads() else None))
             source = stack.enter_context(contextlib.closing(batches(self._config, self._dataset.train, first)))
