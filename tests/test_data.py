@@ -283,7 +283,7 @@ class GradpartPictures(tfds.core.GeneratorBasedBuilder):
     """Compressed pictures of many sizes, prepared for real; their test split has no labels."""
 
     VERSION = tfds.core.Version("1.0.0")
-    SPLITS = ("train", "test")
+    SPLITS, COUNT = ("train", "test"), 40
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {
@@ -303,7 +303,7 @@ class GradpartPictures(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, test: bool):
         from PIL import Image
 
-        for n in range(40):
+        for n in range(self.COUNT):
             image = np.full((10 + n, 50 - n, 3), 60 * (n % 4), np.uint8)
             file = io.BytesIO()
             Image.fromarray(image[..., 0] if n == 5 else image).save(file, format="png")
@@ -324,6 +324,31 @@ def test_a_prepared_set_of_compressed_pictures(tmp_path) -> None:
     np.testing.assert_allclose(np.diff(colours), np.diff(colours)[0], rtol=1e-3)
     for label in range(4):
         assert np.ptp(whole["input"][whole["label"] == label]) < 1e-4
+
+
+def test_damage_to_a_prepared_set_is_said_in_one_line(tmp_path) -> None:
+    made = GradpartPictures(data_dir=str(tmp_path), file_format="array_record")
+    made.download_and_prepare(file_format="array_record")
+    folder = Path(made.data_dir)
+    shard = next(folder.glob("*train.array_record*"))
+    shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(
+        UsageError, match=r"--data gradpart_pictures is damaged \(.*\): remove the folder of its version, and"
+    ):
+        data.load("gradpart_pictures", tmp_path)
+    (folder / "dataset_info.json").write_text("{")
+    with pytest.raises(UsageError, match="--data gradpart_pictures is damaged"):
+        data.load("gradpart_pictures", tmp_path)
+
+
+def test_a_set_of_three_examples_has_none_to_test_on(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(GradpartPictures, "SPLITS", ("train",))
+    monkeypatch.setattr(GradpartPictures, "COUNT", 3)
+    GradpartPictures(data_dir=str(tmp_path), file_format="array_record").download_and_prepare(
+        file_format="array_record"
+    )
+    with pytest.raises(UsageError, match="--data gradpart_pictures has too few examples"):
+        data.load("gradpart_pictures", tmp_path)
 
 
 def test_a_set_too_large_to_keep_is_read_again_each_time(monkeypatch, tmp_path) -> None:

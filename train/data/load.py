@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import logging
 import os
@@ -17,6 +18,29 @@ from train.errors import UsageError
 
 TESTED_ON = ("test", "validation")  # splits that can serve to test on, the better one first
 HELD_OUT = 10  # percent of the training examples to test on where there is no such split
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A split of tfds, whose damage is said in one line."""
+
+    examples: Any
+    name: str  # of the data set
+
+    def __len__(self) -> int:
+        """Count the examples."""
+        return len(self.examples)
+
+    def __getitem__(self, number: Any) -> Any:
+        """Read an example.
+
+        Raises:
+          UsageError: the files are damaged.
+        """
+        try:
+            return self.examples[number]
+        except RuntimeError as error:  # of array_record, of whatever kind
+            raise _damaged(self.name, error) from error
 
 
 def load(name: str, data_dir: Path | None, *, image_size: int | None = None, window: int = texts.WINDOW) -> Dataset:
@@ -34,10 +58,15 @@ def load(name: str, data_dir: Path | None, *, image_size: int | None = None, win
       Dataset.
 
     Raises:
-      UsageError: the data set is unknown or not prepared, or has neither images with labels nor text.
+      UsageError: the data set is unknown, not prepared or damaged, or has neither images with labels nor text.
     """
     with quiet():
-        builder = _builder(name, data_dir)
+        try:
+            builder = _builder(name, data_dir)
+        except (UsageError, ImportError):
+            raise
+        except Exception as error:  # whatever tfds raises of a description that it cannot read
+            raise _damaged(name, error) from error
         keys, text = images.keys_of(builder.info), texts.key_of(builder.info)
         if keys:
             return images.dataset(name, builder.info, keys, *_sources(name, builder, data_dir, keys[1]), image_size)
@@ -82,29 +111,39 @@ def _builder(name: str, data_dir: Path | None) -> Any:
     return builder
 
 
-def _sources(name: str, builder: Any, data_dir: Path | None, label: str | None) -> tuple[Any, Any]:
+def _sources(name: str, builder: Any, data_dir: Path | None, label: str | None) -> tuple[Source, Source]:
     splits = tuple(builder.info.splits) or ("train", "test")
     if "train" not in splits:
         raise UsageError(f"--data {name} has no training split, but {', '.join(splits)}: choose another set")
+
+    def source(split: str) -> Source:
+        return Source(builder.as_data_source(split=split), name)
+
     try:
-        train = builder.as_data_source(split="train")
+        train = source("train")
         for split in TESTED_ON:
             if split in splits:
-                test = builder.as_data_source(split=split)
+                test = source(split)
                 # Some contests keep the test labels to themselves, and say -1.
                 if len(test) and (label is None or test[0][label] >= 0):
                     return train, test
-        kept = 100 - HELD_OUT
-        train, test = (builder.as_data_source(split=part) for part in (f"train[:{kept}%]", f"train[{kept}%:]"))
     except (NotImplementedError, ValueError, AssertionError, OSError) as error:
         prepare = f"tfds build {name} --file_format=array_record" + (f" --data_dir={data_dir}" if data_dir else "")
         raise UsageError(
             f"--data {name} is not prepared as array_record: run `pip install -e '.[tfds]' && {prepare}` once, "
             f"or use an embedded set ({', '.join(EMBEDDED)})"
         ) from error
-    if not len(train) or not len(test):
-        raise UsageError(f"--data {name} has too few examples to learn from and to test on: choose another set")
-    return train, test
+    kept = 100 - HELD_OUT
+    # Of a part without examples tfds makes no source
+    with contextlib.suppress(ValueError):
+        return source(f"train[:{kept}%]"), source(f"train[{kept}%:]")
+    raise UsageError(f"--data {name} has too few examples to learn from and to test on: choose another set")
+
+
+def _damaged(name: str, error: Exception) -> UsageError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    again = "" if name in EMBEDDED else ", and prepare it again with `tfds build`"
+    return UsageError(f"--data {name} is damaged ({reason}): remove the folder of its version{again}")
 
 
 @contextlib.contextmanager
