@@ -243,6 +243,12 @@ def test_a_run_folder_is_never_overwritten_silently(tmp_path, capsys) -> None:
     with pytest.raises(UsageError, match="there is no setting 'model_type'"):
         folders.make(config.make(workdir=tmp_path, overwrite=True))  # as on a host that `check` has not looked at
     assert (folder / "kept").exists()
+    two = config.make(workdir=tmp_path, name="two")
+    folders.check(two)  # and so does another start at the same moment
+    folders.make(two)
+    with pytest.raises(UsageError, match=r"run folder .*two exists: go on with --resume"):
+        folders.make(config.change(two, learning_rate=0.3))
+    assert json.loads((two.folder / "config.json").read_text())["learning_rate"] == 0.1
 
 
 @pytest.mark.xdist_group("done")

@@ -72,15 +72,19 @@ def check(config: Config) -> None:
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--name: {folder} is a file: choose another --name")
     if folder.exists() and any(folder.iterdir()) and not (start.overwrite or start.resume):
-        raise UsageError(
-            f"run folder {folder} exists: go on with --resume, replace it with --overwrite, or choose another --name"
-        )
+        raise _taken(folder)
     _check_replaced(config)
     parent = folder
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise UsageError(f"--workdir {config.output.workdir} cannot be written to: choose another folder")
+
+
+def _taken(folder: Path) -> UsageError:
+    return UsageError(
+        f"run folder {folder} exists: go on with --resume, replace it with --overwrite, or choose another --name"
+    )
 
 
 def _check_replaced(config: Config) -> None:
@@ -111,12 +115,17 @@ def make(config: Config) -> None:
     """
     path = config.folder / "config.json"
 
-    def prepare() -> None:
+    def prepare(*, first: bool) -> None:
         try:
             if config.start.overwrite and config.folder.exists():
                 shutil.rmtree(config.folder)
             config.folder.mkdir(parents=True, exist_ok=True)
+            if first and not config.start.resume:
+                path.open("x").close()
             options.write(config, path)
+        except FileExistsError as error:
+            # Since `check` looked, another start has made it, which would go on into the same files
+            raise _taken(config.folder) from error
         except OSError as error:
             raise UsageError(
                 f"--workdir {config.output.workdir} cannot be written to ({error}): choose another"
@@ -125,7 +134,7 @@ def make(config: Config) -> None:
     def begin() -> str:
         if config.start.resume and path.exists():
             _agree(config, config.folder)
-        prepare()
+        prepare(first=True)
         mark = config.folder / f".{uuid.uuid4().hex}"
         mark.touch()
         return mark.name
@@ -136,7 +145,7 @@ def make(config: Config) -> None:
     # A host with a disk of its own needs the settings too, to go on with them; of its processes one writes them
     places = hosts.gather(f"{socket.gethostname()}:{config.folder.resolve()}", "the making of run folders")
     apart = places.index(places[hosts.index()]) == hosts.index() and not os.path.exists(mark)
-    hosts.together(lambda: prepare() if apart else None, "the making of run folders")
+    hosts.together(lambda: prepare(first=False) if apart else None, "the making of run folders")
     hosts.lead(lambda: mark.unlink(missing_ok=True), "the making of run folders")
 
 
