@@ -165,6 +165,10 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(whole) -> None:
     content = bytearray(largest.read_bytes())
     content[len(content) // 2 :] = bytes(len(content) - len(content) // 2)
     largest.write_bytes(content)
+    # As a power cut may leave others
+    (settings.folder / "partition" / "run.json").write_text("")
+    with (settings.folder / "partition" / "layers.jsonl").open("ab") as file:
+        file.write(b"\xff\n")
     console = Console(record=True, width=200, file=io.StringIO())
     loop.run(settings, console)
     text = console.export_text()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
-import json
 import os
 import shlex
 import shutil
@@ -25,6 +24,7 @@ from train import hosts, options
 from train.config import Config, flat
 from train.errors import UsageError
 from train.labels import Label
+from train.log import read_object
 from train.summary import FINISHED
 
 # What may differ when a run goes on; all else makes it another training.
@@ -200,11 +200,8 @@ def finished(folder: Path) -> dict[str, Any] | None:
     Returns:
       The summary; None where the run has not finished.
     """
-    try:
-        found = json.loads((folder / "summary.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) and found.get("status") == FINISHED else None
+    found = read_object(folder / "summary.json")
+    return found if found.get("status") == FINISHED else None
 
 
 def describe(
@@ -264,8 +261,8 @@ def keep_header(header: dict[str, Any], folder: Path, done: int) -> dict[str, An
       The header as it is kept.
     """
     path = folder / "run.json"
-    if done and path.exists():
-        first = json.loads(path.read_text())
+    first = read_object(path)
+    if done and first:
         again = {"step": done, **{key: header[key] for key in ("command", "started", "devices")}}
         header = header | {
             "command": first["command"],

@@ -97,14 +97,23 @@ def written(path: Path) -> Iterator[None]:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Read a JSON-lines file; a last line cut short by a kill is left out."""
+    """Read a JSON-lines file up to a line that is damaged, as the last one by a kill."""
     lines: list[dict[str, Any]] = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
             lines.append(json.loads(line))
         except json.JSONDecodeError:
             break
     return lines
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object; an empty one where there is none, or a damaged one, as a power cut may leave."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def plain(value: Any) -> Any:

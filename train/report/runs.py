@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from train.errors import UsageError
+from train.log import read_object
 from train.summary import DIVERGED, FINISHED
 
 Lines = list[dict[str, Any]]
@@ -197,22 +198,14 @@ def _folders(path: Path) -> list[Path]:
 def _read(folder: Path) -> Run:
     return Run(
         folder=folder,
-        header=_object(folder / "run.json"),
-        config=_object(folder / "config.json"),
-        summary=_object(folder / "summary.json"),
+        header=read_object(folder / "run.json"),
+        config=read_object(folder / "config.json"),
+        summary=read_object(folder / "summary.json"),
         metrics=_lines(folder / "metrics.jsonl"),
         layers=_lines(folder / "layers.jsonl"),
         forecast=_lines(folder / "forecast.jsonl"),
-        phases=_object(folder / "phases.json"),
+        phases=read_object(folder / "phases.json"),
     )
-
-
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _lines(path: Path) -> Lines:
