@@ -1,6 +1,7 @@
 """The training program, as its users meet it: options, errors, files, a run, and what it leaves."""
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -214,6 +215,29 @@ def test_a_folder_that_cannot_be_had_is_no_mistake_of_the_name(tmp_path, capsys)
     (tmp_path / "loop").symlink_to("loop")
     assert main.main(["--workdir", str(tmp_path / "loop" / "runs")]) == 2
     assert "loop/runs cannot be written to (Too many levels of symbolic links)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("refused", "words"),
+    [
+        ("iterdir", r"run folder .*theirs cannot be read \(Permission denied\): choose another --name"),
+        ("write_bytes", r"config.json could not be written \(Permission denied\): choose another folder"),
+    ],
+)
+def test_another_users_folder_is_no_traceback(refused: str, words: str, tmp_path, monkeypatch) -> None:
+    def refuse(*given):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    theirs = config.make(workdir=tmp_path, name="theirs")
+    theirs.folder.mkdir()
+    monkeypatch.setattr(Path, refused, refuse)
+
+    def begin() -> None:
+        folders.check(theirs)
+        folders.enter(theirs, theirs.folder / "partition", print)
+
+    with pytest.raises(UsageError, match=words):
+        begin()
 
 
 def test_an_unwritable_folder_is_refused(tmp_path, capsys) -> None:

@@ -71,7 +71,11 @@ def check(config: Config) -> None:
         raise UsageError(f"--resume: there is no run folder {folder}: leave --resume out to start one")
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--name: {folder} is a file: choose another --name")
-    if folder.exists() and any(folder.iterdir()) and not (start.overwrite or start.resume):
+    try:
+        used = folder.exists() and any(folder.iterdir())
+    except OSError as error:
+        raise UsageError(f"run folder {folder} cannot be read ({error.strerror}): choose another --name") from error
+    if used and not (start.overwrite or start.resume):
         raise _taken(folder)
     _check_replaced(config)
     parent = folder

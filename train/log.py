@@ -78,7 +78,7 @@ def write_whole(data: bytes, path: Path) -> None:
 
 @contextlib.contextmanager
 def written(path: Path) -> Iterator[None]:
-    """Say in one line that a disk has no room for a file, or takes none any more.
+    """Say in one line that a disk has no room for a file, or takes none, from this user or from anyone.
 
     Args:
       path: of the file.
@@ -89,11 +89,13 @@ def written(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno in FULL:
+            remedy = "free some space and start again, a training with --resume"
+        elif isinstance(error, PermissionError):
+            remedy = "choose another folder, or have its owner let you write there"
+        else:
             raise
-        raise UsageError(
-            f"{path} could not be written ({error.strerror}): free some space and start again, a training with --resume"
-        ) from error
+        raise UsageError(f"{path} could not be written ({error.strerror}): {remedy}") from error
 
 
 def read(path: Path) -> list[dict[str, Any]]:
