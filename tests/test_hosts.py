@@ -90,7 +90,7 @@ def test_absent_and_differing_processes_end_in_one_clear_line_each(tmp_path, dat
     assert f"error: nobody answers at --coordinator {nowhere} after 3 s" in said
     said = finish(waits)
     assert waits.returncode == 3, said
-    assert "error: the other 1 processes have not all come within 3 s" in said
+    assert "error: not all of the 2 processes have come within 3 s" in said
     assert not list(tmp_path.iterdir())
 
 

@@ -65,7 +65,7 @@ def join(options: Hosts) -> None:
     _wait_for_name(host, options.timeout)
     if process == 0:
         _may_listen(host, port)
-    _meet(f"the other {processes - 1} processes", options, address, processes, process)
+    _meet(f"the {processes} processes", options, address, processes, process)
 
 
 def cluster() -> str | None:
@@ -172,7 +172,7 @@ def _absent(others: str, options: Hosts) -> str:
                 f"({error.strerror or error}): start process 0 there, and see that no firewall is between"
             )
     return (
-        f"{others} have not all come within {options.timeout:g} s: start each with the same --coordinator and "
+        f"not all of {others} have come within {options.timeout:g} s: start each with the same --coordinator and "
         "--processes and a --process of its own, or give them longer with --timeout"
     )
 
