@@ -217,6 +217,12 @@ def test_a_folder_that_cannot_be_had_is_no_mistake_of_the_name(tmp_path, capsys)
     assert "loop/runs cannot be written to (Too many levels of symbolic links)" in capsys.readouterr().err
 
 
+def test_images_that_a_model_would_make_nothing_of_are_refused() -> None:
+    split = data.Split(200, lambda numbers: {})
+    with pytest.raises(UsageError, match=r"--model conv halves .* have 3 x 8 pixels: give --image-size, of 4 or more"):
+        check.check_data(config.make(), data.Dataset((3, 8, 1), 10, "image", split, split))
+
+
 @pytest.mark.parametrize(
     ("refused", "words"),
     [

@@ -9,6 +9,8 @@ from train.errors import UsageError
 from train.labels import parse_label
 from train.limits import MANY, within
 
+LEAST = 4  # pixels of an image's side that are asked for, and that conv needs
+
 
 def check_data(config: Config, dataset: Dataset) -> None:
     """Check that a data set serves.
@@ -28,6 +30,11 @@ def check_data(config: Config, dataset: Dataset) -> None:
         )
     if task.augment != "none" and dataset.kind != "image":
         raise UsageError(f"--augment {task.augment} is of images, and --data {task.data} is text: use none")
+    if task.model == "conv" and dataset.kind == "image" and min(dataset.inputs[:2]) < LEAST:
+        raise UsageError(
+            f"--model conv halves images twice, and those of --data {task.data} have {dataset.inputs[0]} x "
+            f"{dataset.inputs[1]} pixels: give --image-size, of {LEAST} or more, or use mlp"
+        )
 
 
 def check(config: Config) -> None:
@@ -51,7 +58,7 @@ def check(config: Config) -> None:
             raise UsageError(f"{option} {value} is unknown: choose one of {', '.join(choices)}")
     parse_label(exchange.method)
     within(
-        ("--image-size", task.image_size, 4, 1024),
+        ("--image-size", task.image_size, LEAST, 1024),
         ("--window", task.window, 2, 2**16),
         ("--width", task.width, 1, 2**16),
         ("--layers", task.layers, 1, 1000),
