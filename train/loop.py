@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from gradpart_jax.segments import layout_of
-from train import agree, data, evaluate, folders, hosts, methods, options, phases, report, screen, step
+from train import agree, data, evaluate, folders, hosts, methods, options, phases, screen, step
 from train.checkpoint import FOLDER, Checkpoints, steps_on_disk
 from train.config import Config, flat
 from train.errors import Interrupted, NonFiniteError, UsageError
@@ -73,6 +73,9 @@ def run(config: Config, console: Console, command: str = "loop.run") -> list[dic
             raise NonFiniteError(summaries[-1]["why"])
     console.print(screen.summary_table(summaries))
     if hosts.leads():
+        # Imported here: reading bokeh must not slow every process's start down
+        from train import report
+
         page = report.write([config.folder / label.folder for label in labels], config.folder / "report.html")
         say(console, f"report: {page}")
     return summaries
