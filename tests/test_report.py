@@ -473,8 +473,9 @@ def test_a_browser_draws_every_chart_without_complaint(tmp_path: Path, width: in
     many = tuple(f"Transformer_0/Block_{at}/MultiHeadAttention_0/query/kernel" for at in range(161))
     for seed in range(2):
         make_run(tmp_path / f"runs/p{seed}", seed=seed, budget=50.0, layers=many)
+        rival = "topk:" + ",".join(f"option_{at}=value" for at in range(20))
         make_run(
-            tmp_path / f"runs/q{seed}", "topk", steps=20 + 20 * seed, planned=40, seed=seed, budget=100.0, layers=many
+            tmp_path / f"runs/q{seed}", rival, steps=20 + 20 * seed, planned=40, seed=seed, budget=100.0, layers=many
         )
     make_run(tmp_path / "runs/dense", "dense", layers=many)
     found = browse(write([tmp_path / "runs"], tmp_path / "report.html"), width, tmp_path / "browser")

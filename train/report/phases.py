@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
-from bokeh.models import ColumnDataSource
+from bokeh.models import ColumnDataSource, FixedTicker
 
 from train.report.groups import Group
 from train.report.runs import number
@@ -18,6 +19,7 @@ PHASES = {
     "decode": ("decode", "#009e73"),
     "optimizer": ("optimizer", "#cc79a7"),
 }
+LETTERS, LINES = 26, 3  # of a name at the axis: a long one would leave the bars no room
 
 
 def phases(groups: Sequence[Group]) -> Panel | None:
@@ -33,18 +35,26 @@ def phases(groups: Sequence[Group]) -> Panel | None:
     rows = [(label, values) for label, values in rows if any(values.values())][::-1]
     if not rows:
         return None
-    labels = [label for label, _ in rows]
-    data: dict[str, list] = {"method": labels, "total": [sum(values.values()) for _, values in rows]}
+    data: dict[str, list] = {
+        "method": [label for label, _ in rows],
+        "place": [at + 0.5 for at in range(len(rows))],
+        "total": [sum(values.values()) for _, values in rows],
+    }
     data |= {key: [values[key] for _, values in rows] for key in PHASES}
     made = chart(
         "milliseconds a step",
         "",
         height=100 + 44 * len(rows),
-        y_range=labels,
+        y_range=(0, len(rows)),
         x_range=(0, 1.04 * max(data["total"])),
     )
+    made.yaxis.ticker = FixedTicker(ticks=data["place"])
+    made.yaxis.major_label_overrides = {
+        place: "\n".join(textwrap.wrap(label, LETTERS, max_lines=LINES, placeholder=" \u2026"))
+        for place, label in zip(data["place"], data["method"], strict=True)
+    }
     source = ColumnDataSource(data)
-    drawn = made.hbar_stack(list(PHASES), y="method", height=0.62, color=[c for _, c in PHASES.values()],
+    drawn = made.hbar_stack(list(PHASES), y="place", height=0.62, color=[c for _, c in PHASES.values()],
                             source=source, line_color=None)  # fmt: skip
     for key, bar in zip(PHASES, drawn, strict=True):
         bar.tags = [f"phase-{key}"]
