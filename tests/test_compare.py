@@ -121,16 +121,22 @@ def test_every_study_has_its_name_among_the_options() -> None:
     assert set(get_args(StudyName)) == set(STUDIES)
 
 
-def test_several_budgets_are_drawn_against_the_link_ratio(tmp_path, monkeypatch) -> None:
-    way, panels, canvas = {10: 2.0, 20: 1.5}, [], figures.canvas
+@pytest.fixture
+def panels(monkeypatch) -> list:
+    """The axes of the picture that was drawn last."""
+    axes, canvas = [], figures.canvas
 
     @contextlib.contextmanager
     def seen(*given, **named):
-        with canvas(*given, **named) as axes:
-            panels[:] = axes
-            yield axes
+        with canvas(*given, **named) as axes[:]:
+            yield list(axes)
 
     monkeypatch.setattr(figures, "canvas", seen)
+    return axes
+
+
+def test_several_budgets_are_drawn_against_the_link_ratio(tmp_path, panels) -> None:
+    way = {10: 2.0, 20: 1.5}
     drawn = [picture.Ended("dense:learning_rate=0.1", None, 1.0, [1.4, 1.5], [way, way])]
     for budget in (30, 100, 300):
         drawn.append(picture.Ended("topk", budget, 0.98 * budget, [1.5, float("nan")], [way, way]))
@@ -143,6 +149,14 @@ def test_several_budgets_are_drawn_against_the_link_ratio(tmp_path, monkeypatch)
             assert [tick.get_text() for tick in ends.get_yticklabels()] == ["topk, 29.4 x", "dense, 1 x"]
     assert "at 100 x" in ways.get_title()
     assert ends.lines[1].get_xdata().tolist() == pytest.approx([29.4, 98, 294])
+
+
+def test_a_picture_shows_one_evaluation_and_goes_without_results(tmp_path, panels) -> None:
+    picture.draw([picture.Ended("dense", None, 1.0, [float("nan")], [{}])], "image", tmp_path / "p.png")
+    assert not panels[1].lines
+    picture.draw([picture.Ended("topk", None, 30.0, [0.9], [{60: 0.9}])], "image", tmp_path / "p.png")
+    (line,) = panels[1].lines
+    assert line.get_marker() == "o"  # of a line through one point nothing is seen
 
 
 def test_labels_are_parted_at_commas_that_part_them() -> None:

@@ -182,7 +182,7 @@ def run(comparison: Comparison, console: Console, command: str = "compare.run") 
     wanted = {"methods": comparison.methods, "budgets": comparison.budgets, "seeds": comparison.seeds}
     if hosts.leads():
         options.write_json(wanted, comparison.folder / WANTED)
-    say(console, f"{len(entries)} trainings in {comparison.folder}")
+    say(console, f"{len(entries)} training{'s' * (len(entries) > 1)} in {comparison.folder}")
     summaries: list[dict[str, Any]] = []
     program: Program | None = None
     last: Entry | None = None

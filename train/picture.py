@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from train import figures
 from train.labels import briefly
 
 CURVES = 10  # methods whose way is drawn: with more, none can be told from another
+LETTERS = 32  # of a line of a name: a longer one would leave the panels no room
 
 
 class Ended(NamedTuple):
@@ -39,14 +41,19 @@ def draw(methods: Sequence[Ended], kind: str, path: Path) -> None:
 
     score = "test loss, nats" if kind == "text" else "test accuracy"
     shown = [m for m in methods if any(np.isfinite(m.scores))]
-    names = briefly(dict.fromkeys(m.method for m in shown))
+    # Broken at commas
+    names = {
+        method: "\n".join(textwrap.wrap(name.replace(",", ", "), LETTERS))
+        for method, name in briefly(m.method for m in shown).items()
+    }
+    lines = sum(1 + names[m.method].count("\n") for m in shown)
     colours = {method: mpl.colormaps["tab10"](n % 10) for n, method in enumerate(names)}
     budgets = sorted({m.budget for m in methods if m.budget})
     several = len(budgets) > 1
     middle = budgets[(len(budgets) - 1) // 2] if budgets else None
     followed = [m for m in shown if m.budget in (None, middle)][:CURVES]
 
-    with figures.canvas(2, path, height=5.4 if several else max(4.0, 1.3 + 0.27 * len(shown))) as (ends, ways):
+    with figures.canvas(2, path, height=5.4 if several else max(4.0, 1.3 + 0.27 * lines)) as (ends, ways):
         if several:
             _by_ratio(ends, shown, names, colours)
             ends.set(title=f"{score}, by link ratio")
@@ -54,15 +61,19 @@ def draw(methods: Sequence[Ended], kind: str, path: Path) -> None:
             _rows(ends, shown, names, colours, kind)
             ends.set(title=f"{score}, at the end of training")
         for method in followed:
-            steps = sorted(set.intersection(*(set(way) for way in method.ways)))
-            values = np.array([[way[step] for step in steps] for way in method.ways])
-            colour = colours[method.method]
-            ways.plot(steps, values.mean(axis=0), color=colour, label=names[method.method], lw=1.4)
+            # What a seed did that diverged is far out of the picture
+            held = [way for way, score in zip(method.ways, method.scores, strict=True) if np.isfinite(score)]
+            steps = sorted(set.intersection(*(set(way) for way in held)))
+            values = np.array([[way[step] for step in steps] for way in held])
+            colour, label = colours[method.method], names[method.method]
+            mark = "o" if len(steps) == 1 else None  # no line is seen of one evaluation alone
+            ways.plot(steps, values.mean(axis=0), color=colour, label=label, lw=1.4, marker=mark, ms=4)
             ways.fill_between(steps, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.2, lw=0)
         ways.set(title=f"{score}, by step" + (f" at {middle:g} x" if several else ""))
         ways.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
-        handles, texts = (ends if several else ways).get_legend_handles_labels()
-        ways.legend(handles, texts, frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        if shown:
+            named = (ends if several else ways).get_legend_handles_labels()
+            ways.legend(*named, frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def _rows(axis: Any, shown: Sequence[Ended], names: Mapping[str, str], colours: Mapping[str, Any], kind: str) -> None:
