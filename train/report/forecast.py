@@ -31,6 +31,7 @@ class Shown:
     forecast: np.ndarray  # [T, S, B]: masses
     observed: np.ndarray  # [T, S, B]
     threshold: np.ndarray  # [T, S, 2]: at which the sparse and the key region begin
+    sent: np.ndarray  # [T, S]: share of its entries that a layer sent; not a number where it is not known
 
 
 def forecasts(groups: Sequence[Group]) -> Panel | None:
@@ -61,7 +62,9 @@ def forecasts(groups: Sequence[Group]) -> Panel | None:
     return Panel(
         "Forecast and regions",
         "A good forecast (line) follows the observed shape (bars), above all at the right, where the thresholds lie. "
-        "Only what lies in the shaded sparse and key regions is sent.",
+        "Only what lies in the shaded sparse and key regions is sent. The bars are the last histogram, which is some "
+        "steps old: where magnitudes change fast, as at a training's end, forecast and thresholds have gone on. The "
+        "outermost bins hold all that lies beyond.",
         {"": _picture(runs)},
         legend,
         kind="forecast",
@@ -84,14 +87,26 @@ def _shown(run: Run) -> Shown | None:
         return None
     if len(rows) > STEPS:
         rows = [rows[at] for at in np.unique(np.linspace(0, len(rows) - 1, STEPS).round().astype(int))]
-    names = rows[-1][0].get("segments")
-    return Shown(
-        [int(number(line["step"])) for line, _ in rows],
-        [str(n) for n in names]
-        if isinstance(names, list) and len(names) == layers
-        else [f"{i}" for i in range(layers)],
-        *(np.stack([arrays[key] for _, arrays in rows]) for key in keys),
-    )
+    found = rows[-1][0].get("segments")
+    known = found if isinstance(found, list) and len(found) == layers else range(layers)
+    names, steps = [str(name) for name in known], [int(number(line["step"])) for line, _ in rows]
+    stacked = {key: np.stack([arrays[key] for _, arrays in rows]) for key in keys}
+    return Shown(steps, names, **stacked, sent=_sent(run, steps, names))
+
+
+def _sent(run: Run, steps: Sequence[int], names: Sequence[str]) -> np.ndarray:
+    """Say which share of their entries layers sent; a histogram of an earlier step does not tell."""
+    segments, sizes = run.header.get("segments"), numbers(run.header.get("sizes"))
+    made = np.full((len(steps), len(names)), np.nan)
+    if not isinstance(segments, list) or sizes.shape != (len(segments),):
+        return made
+    places = [segments.index(name) if name in segments else -1 for name in names]
+    for line in run.layers:
+        counts = numbers(line.get("realised"))
+        if line["step"] in steps and counts.shape == sizes.shape:
+            shares = np.append(counts / np.maximum(sizes, 1), np.nan)  # the last for names that are not known
+            made[steps.index(line["step"])] = shares[places]
+    return made
 
 
 def _drawn(shown: Shown) -> dict[str, Any]:
@@ -99,19 +114,15 @@ def _drawn(shown: Shown) -> dict[str, Any]:
         octaves = np.log2(shown.edges[..., 1:] / shown.edges[..., :-1])
         octaves = np.where(np.isfinite(octaves) & (octaves > 0), octaves, 1.0)
     bars, line = (_flat(np.maximum(np.nan_to_num(m) / octaves, LEAST)) for m in (shown.observed, shown.forecast))
-    # What a step's regions held of the observed histogram: bins are cut in proportion where a threshold falls inside
-    with np.errstate(divide="ignore", invalid="ignore"):
-        cut = np.log2(shown.threshold[..., None] / shown.edges[:, :, None, :-1]) / octaves[:, :, None, :]
-    above = 1 - np.clip(np.nan_to_num(cut, posinf=1.0, neginf=0.0), 0, 1)
-    shares = np.sum(np.nan_to_num(shown.observed)[:, :, None, :] * above, axis=-1)
     return {
         "bins": shown.forecast.shape[2],
         "left": _flat(shown.edges[..., :-1]),
         "right": _flat(shown.edges[..., 1:]),
         "observed": bars,
         "forecast": line,
-        "thresholds": _flat(shown.threshold),
-        "shares": _flat(shares),
+        # Where more lay above the sparse threshold than had room, the key region can begin below it
+        "thresholds": _flat(np.maximum.accumulate(shown.threshold, axis=-1)),
+        "sent": _flat(shown.sent),
     }
 
 
@@ -127,7 +138,7 @@ def _picture(runs: list[dict[str, Any]]) -> Figure:
         plain=False,
         x_axis_type="log",
         y_axis_type="log",
-        y_range=(LEAST, 2.0),
+        y_range=(LEAST, 6.0),  # all entries in one bin, the narrowest of which is a fifth of an octave
         x_range=(1e-6, 1.0),
     )
     made.tags = [runs]

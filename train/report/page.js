@@ -69,7 +69,7 @@
     const figure = figureIn(panel);
     const runs = figure.tags[0];
     const field = (name) => panel.querySelector(`[data-choice="${name}"]`);
-    const percent = (share) => `${(100 * share).toFixed(share > 0.1 ? 1 : share > 0.001 ? 2 : 4)} %`;
+    const percent = (share) => `${(100 * share).toFixed(share > 0.1 || !share ? 1 : share > 0.001 ? 2 : 4)} %`;
     const part = (tag, key) => figure.center.filter((one) => one.tags.includes(tag) && key in one);
     const show = () => {
       const run = runs[Number(field("run")?.value ?? 0)];
@@ -78,9 +78,8 @@
       const layer = Math.min(Number(field("layer").value), layers.length - 1);
       const at = step * layers.length + layer;
       const cut = (key) => Array.from(run[key]).slice(at * bins, (at + 1) * bins);
-      const pair = (key) => Array.from(run[key]).slice(2 * at, 2 * at + 2);
       const [left, right, observed, forecast] = ["left", "right", "observed", "forecast"].map(cut);
-      const [sparse, key] = pair("thresholds");
+      const [sparse, key] = Array.from(run.thresholds).slice(2 * at, 2 * at + 2);
       const known = [sparse, key].every((value) => Number.isFinite(value) && value > 0);
       // Only bins that hold something, or are forecast to, are in the picture
       const held = observed.map((share, bin) => (Math.max(share, forecast[bin]) > 2e-6 ? bin : -1)).filter((bin) => bin >= 0);
@@ -100,12 +99,13 @@
         for (const span of part(tag, "location")) span.location = known ? where : low;
       }
       field("step").max = steps.length - 1;
+      field("step").disabled = steps.length < 2;
       field("step").parentElement.querySelector("output").textContent = steps[step].toLocaleString("en");
-      const [above, top] = pair("shares");
-      panel.querySelector("[data-said]").textContent = known
-        ? `Of ${layers[layer]} at step ${steps[step].toLocaleString("en")}: ${percent(top)} lie in the key region, ` +
-          `${percent(Math.max(above - top, 0))} in the sparse region; ${percent(Math.max(1 - above, 0))} are remembered.`
-        : "No thresholds are on record here.";
+      const sent = run.sent[at];
+      panel.querySelector("[data-said]").textContent = Number.isFinite(sent)
+        ? `At step ${steps[step].toLocaleString("en")} ${layers[layer]} sent ${percent(sent)} of its entries, and remembered ` +
+          `${percent(Math.max(1 - sent, 0))}.`
+        : "What was sent is not on record here.";
     };
     for (const name of ["layer", "step"]) field(name).addEventListener("input", show);
     field("run")?.addEventListener("input", () => {
