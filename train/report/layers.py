@@ -27,6 +27,7 @@ COLUMNS = 80  # of one heat map
 RUNS = 6  # that one can choose among
 NAMES = 40  # layers that are named at the axis
 LETTERS = 18
+LEAST = 1e-30  # a threshold below is that of a layer of which nothing was known yet
 BETWEEN = "#868e96"  # read on white as on black: a colour bar takes no colours from the page
 
 # Title, unit, whether the colours are logarithmic, caption
@@ -47,7 +48,7 @@ QUANTITIES = {
         "Density",
         "% of entries sent",
         True,
-        "Which layers send most of themselves; brighter rows get more of the budget.",
+        "Which layers send most of themselves; brighter rows get more of the budget. Empty where nothing was sent.",
     ),
     "met": (
         "Sent against asked for",
@@ -154,9 +155,9 @@ def _stash(run: Run) -> dict[str, Any]:
         if sizes.shape == (count,):
             made["density"] = 100 * realised / sizes[:, None]
     for key, values in made.items():
-        zero = (values <= 0) & QUANTITIES[key][2]
+        nothing = (values < LEAST) & QUANTITIES[key][2]
         # The first layer stands at the top
-        made[key] = np.where(np.isfinite(values) & ~zero, values, np.nan)[::-1].astype(np.float32)
+        made[key] = np.where(np.isfinite(values) & ~nothing, values, np.nan)[::-1].astype(np.float32)
     return made | {"steps": [int(number(line["step"])) for line in lines], "names": names_of(run, count)[::-1]}
 
 
