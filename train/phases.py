@@ -98,14 +98,25 @@ def _split(
     )
     alone = gp.over_devices(solitary.update, program.mesh, AXIS, (0, 0), (0, 0), donate_argnums=1)
     single = _median(lambda s: alone(gradient, s)[1], place(everywhere, 0, program.mesh))
-    each = (whole - wire - single) / (devices - 1)
+    encode, decode = _told_apart(max(0.0, whole - wire), single, devices)
     way = (
         "Encoding and decoding are told apart by a second program, in which each device decodes one payload "
         f"in place of {devices}; the wire is a bare collective of the payload's size."
     )
-    if each < 0:
-        return single, 0.0, f"{way} Decoding was too short to be told from encoding, and is counted there."
-    return max(0.0, single - each), devices * each, way
+    if not decode:
+        way += " Decoding was too short to be told from encoding, and is counted there."
+    return encode, decode, way
+
+
+def _told_apart(exchange: float, single: float, devices: int) -> tuple[float, float]:
+    """Part an exchange, of an encoding and W decodings, by one of a single decoding.
+
+    >>> _told_apart(5.0, 2.0, 4), _told_apart(1.0, 2.0, 4), _told_apart(9.0, 1.0, 2)
+    ((1.0, 4.0), (1.0, 0.0), (0.0, 9.0))
+    """
+    each = (exchange - single) / (devices - 1)
+    encode = exchange if each < 0 else max(0.0, single - each)  # which, by chance, a timing can be beyond
+    return encode, exchange - encode
 
 
 def _collective(config: Config, program: Program, words: int) -> float:
