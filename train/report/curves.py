@@ -15,6 +15,7 @@ from train.report.style import BYTES, SECONDS, Figure, Panel, chart, hover, unit
 POINTS = 2000  # of one line
 ALL_POINTS = 8000  # of one figure over all runs
 FEWEST = 250
+FAR = 1e7  # a figure beyond is that of a training that runs away: powers of ten show how it went
 FAINT = 6  # methods at most whose loss on training data is drawn too
 
 AXES = ("step", "payload_bytes", "link_bytes", "seconds")
@@ -201,8 +202,9 @@ def compression(held: Tables) -> list[Panel]:
             continue
         every = np.concatenate([source.data[key] for _, source in compressed])
         low, high = np.nanmin(every), np.nanmax(every)
-        log = "ratio" in key and 0 < 4 * low < high
-        made = chart("step", label, height=260, y_axis_type="log" if log else "linear")
+        far = key == "memory_norm" and high > FAR
+        log = far or ("ratio" in key and 0 < 4 * low < high)
+        made = chart("step", label, height=260, y_axis_type="log" if log else "linear", plain=not far)
         if "ratio" in key and not log:
             made.y_range = DataRange1d(start=0)
         lines = [
@@ -224,7 +226,10 @@ def _quality(held: Tables, axis: str, key: str) -> Figure:
         "seconds": f"training time, {unit}",
     }[axis]
     measure = {"loss": "loss, nats", "accuracy": "accuracy, %"}[key]
-    made = chart(says, measure, height=340, x_axis_type="log" if "bytes" in axis else "linear")
+    drawn = np.concatenate([source.data[key] for _, source in (*held.steps, *held.evaluations)])
+    far = bool((drawn > FAR).any())
+    scales = {"x_axis_type": "log" if "bytes" in axis else "linear", "y_axis_type": "log" if far else "linear"}
+    made = chart(says, measure, height=340, plain=not far, **scales)
     marks = []
     for group, source in held.steps if len(held.steps) <= FAINT else []:
         faint: dict[str, Any] = {
