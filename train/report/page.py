@@ -20,7 +20,7 @@ from train.report.groups import Group, gather
 from train.report.layers import layers
 from train.report.phases import phases
 from train.report.runs import Run, find
-from train.report.style import Panel, duration
+from train.report.style import Panel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,9 +110,8 @@ def render(runs: Sequence[Run]) -> str:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters["duration"] = duration
     return environment.from_string((files / "page.html").read_text(encoding="utf-8")).render(
-        title=" · ".join(task.title for task in tasks[:3]),
+        title=" · ".join([task.title for task in tasks[:3]] + ([f"{len(tasks) - 3} more"] if len(tasks) > 3 else [])),
         tasks=tasks,
         places=places,
         glossary=words.GLOSSARY,
