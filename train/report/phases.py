@@ -50,7 +50,7 @@ def phases(groups: Sequence[Group]) -> Panel | None:
     )
     made.yaxis.ticker = FixedTicker(ticks=data["place"])
     made.yaxis.major_label_overrides = {
-        place: "\n".join(textwrap.wrap(label, LETTERS, max_lines=LINES, placeholder=" \u2026"))
+        place: "\n".join(textwrap.wrap(label.replace(",", ", "), LETTERS, max_lines=LINES, placeholder=" \u2026"))
         for place, label in zip(data["place"], data["method"], strict=True)
     }
     source = ColumnDataSource(data)
