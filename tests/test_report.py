@@ -1,5 +1,6 @@
 """Reports, from run folders made here by the run folder's own rules, down to what a browser makes of the page."""
 
+import contextlib
 import json
 import math
 import re
@@ -362,6 +363,8 @@ def test_a_run_without_a_step_or_devices_to_talk_to_has_a_page(tmp_path: Path) -
     empty.mkdir()
     (empty / "config.json").write_text(json.dumps({"data": {"name": "digits"}, "model": {"name": "conv"}}))
     assert "No evaluation" in text_of(write([empty], tmp_path / "empty.html"))
+    with contextlib.chdir(empty):
+        assert "just-begun (0 steps)" in text_of(write([Path()], tmp_path / "empty.html"))
     alone = make_run(tmp_path / "alone", devices=1, steps=1, every=1)
     assert "on one device" in text_of(write([alone], tmp_path / "alone.html"))
 

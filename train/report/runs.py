@@ -31,9 +31,14 @@ class Run:
     phases: Mapping[str, Any]
 
     @property
+    def name(self) -> str:
+        """That of its folder, also where the path is `.`."""
+        return self.folder.resolve().name
+
+    @property
     def method(self) -> str:
         """Its label, as the run's header gives it."""
-        return str(self.header.get("method") or self.summary.get("method") or self.folder.name)
+        return str(self.header.get("method") or self.summary.get("method") or self.name)
 
     @property
     def dense(self) -> bool:

@@ -169,7 +169,7 @@ def _unfinished(runs: Sequence[Run]) -> list[str]:
 def _where(runs: Sequence[Run]) -> str:
     """Name runs, and how far they came."""
     named = ", ".join(
-        f"{run.folder.name} ({run.step:,}{f' of {run.planned:,}' if run.planned else ''} steps)" for run in runs[:4]
+        f"{run.name} ({run.step:,}{f' of {run.planned:,}' if run.planned else ''} steps)" for run in runs[:4]
     )
     return named + (f" and {len(runs) - 4} more" if len(runs) > 4 else "")
 
