@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -397,6 +398,12 @@ def test_the_command_line_needs_no_jax(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "made.html").exists()
+    odd = shutil.copytree(run, tmp_path / "gr\u00f6\udcff")  # neither the page nor an ASCII terminal can hold it
+    bare = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [*command[:3], str(odd), "--out", str(tmp_path / "\u00f6.html")], capture_output=True, env=bare
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
     done = subprocess.run([*command[:3], str(tmp_path / "absent")], capture_output=True, text=True)
     assert done.returncode == 2
     assert (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -49,6 +50,9 @@ def status_of(work: Callable[[], object]) -> int:
       The exit status: 0, 1 where training broke down, 2 for a mistake in the options, 3 where another process is
       lost, 130 for Ctrl-C, 141 where nobody reads on what is printed, 143 for an end that the system asked for.
     """
+    # What a terminal has no sign for must not end a training
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")
     try:
         work()
     except (UsageError, NonFiniteError, DivergedError, HostError) as error:

@@ -79,7 +79,7 @@ def write(folders: Sequence[Path], out: Path) -> Path:
     text = render(runs)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text, encoding="utf-8")
+        out.write_text(text, encoding="utf-8", errors="replace")  # paths may hold any bytes
     except OSError as error:
         raise UsageError(f"--out {out} cannot be written ({error.strerror}): choose another path") from error
     return out
