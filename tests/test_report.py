@@ -316,6 +316,18 @@ def test_methods_that_forecast_nothing_have_no_forecast_error_or_entropy(tmp_pat
             assert np.isfinite(source.data[key]).any() == (group.method == "partition")
 
 
+def test_steps_before_the_first_exchange_are_not_drawn_as_uncompressed(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "local", steps=8) / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines[:3]:
+        line |= {"payload_bytes": 0.0, "link_bytes": 0.0, "payload_ratio": 1.0, "link_ratio": 1.0}
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    ((_, source),) = tables(groups.gather(runs.find([tmp_path]), "t")).steps
+    for key in ("link_ratio", "entropy", "memory_norm"):
+        assert np.isfinite(source.data[key]).tolist() == [False] * 3 + [True] * 5
+    assert np.isfinite(source.data["loss"]).all()
+
+
 def test_a_seed_that_diverged_is_not_left_out_of_the_mean(tmp_path: Path) -> None:
     """A mean over those that went well would praise a method that breaks down."""
     for seed in range(3):

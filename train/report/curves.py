@@ -97,6 +97,8 @@ def tables(groups: Sequence[Group]) -> Tables:
         each = {
             key: _over([run.column(key) for run in group.runs]) for key in (*AXES, "loss", "accuracy", *COMPRESSION)
         }
+        before = each["payload_bytes"][0] == 0  # the first exchange, with local steps: figures are of none
+        each |= {key: (np.where(before, np.nan, each[key][0]), each[key][1]) for key in COMPRESSION}
         drawn = {key: thin(mean, bucket, key) for key, (mean, _) in each.items()}
         drawn["forecast_error"] = 100 * np.expm1(drawn["forecast_error"])
         if not group.foretells:
@@ -235,7 +237,7 @@ def _quality(held: Tables, axis: str, key: str) -> Figure:
         faint: dict[str, Any] = {
             "source": source,
             "color": group.colour,
-            "line_alpha": 0.28,
+            "line_alpha": 0.45,
             "line_width": 1,
             "level": "underlay",
         }
