@@ -135,6 +135,15 @@ def plain(value: Any) -> Any:
     return value
 
 
+def nats(loss: float, digits: int = 4) -> str:
+    """Write a loss for people, also that of a training that runs away.
+
+    >>> nats(1.25), nats(1.5261e16)
+    ('1.2500', '1.53e+16')
+    """
+    return f"{loss:.{digits}f}" if abs(loss) < 1e6 else f"{loss:.3g}"
+
+
 def amount(size: float) -> str:
     """Write a number of bytes for people.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from train.labels import Label
-from train.log import amount, read
+from train.log import amount, nats, read
 from train.picture import Ended
 from train.report.groups import mean_and_deviation
 
@@ -72,14 +72,14 @@ def table(rows: Sequence[dict[str, Any]], kind: str) -> Table:
     of = f"mean and standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
     made = Table(title=f"{of}; bytes are what leaves one device", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     made.add_column("method", overflow="fold")
-    shown = [("loss", "test_loss", "{:.3f}")]
+    shown: list[tuple[str, str, Callable[[float], str]]] = [("loss", "test_loss", lambda v: nats(v, 3))]
     if kind == "image":
-        shown.insert(0, ("accuracy, %", "test_accuracy", "{:.2f}"))
+        shown.insert(0, ("accuracy, %", "test_accuracy", lambda v: f"{100 * v:.2f}"))
     for name in ("budget", *[name for name, _, _ in shown], "link ratio", "link bytes"):
         made.add_column(name, justify="right", overflow="fold")
     for row in rows:
         budget = "-" if row["budget"] is None else f"{row['budget']:g} x"
-        figures = [_figure(row[key], form, 100.0 if key == "test_accuracy" else 1.0) for _, key, form in shown]
+        figures = [_figure(row[key], write) for _, key, write in shown]
         ratio = row["link_ratio"]["mean"]  # which seeds hardly change
         link = [f"{ratio:.1f}" if np.isfinite(ratio) else "-", amount(row["link_bytes"]["mean"])]
         made.add_row(escape(row["method"]), budget, *figures, *link)
@@ -125,9 +125,8 @@ def _of(
     return [(entry, summary) for entry, summary in zip(entries, summaries, strict=True) if entry.key == key]
 
 
-def _figure(value: dict[str, float | None], form: str, factor: float) -> str:
+def _figure(value: dict[str, float | None], write: Callable[[float], str]) -> str:
     mean, spread = value["mean"], value["spread"]
     if mean is None or not np.isfinite(mean):
         return "diverged"
-    text = form.format(factor * mean)
-    return text if spread is None else f"{text} ± {form.format(factor * spread)}"
+    return write(mean) if spread is None else f"{write(mean)} ± {write(spread)}"

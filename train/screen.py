@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from train.log import amount
+from train.log import amount, nats
 
 RECENT = 50  # steps that the speed shown is of
 WIDTH = 100  # characters at least, where no terminal says how wide it is
@@ -108,13 +108,13 @@ class Screen:
           line: of metrics.jsonl.
         """
         self._seconds.append(line["seconds"])
-        says = f"loss {line['loss']:.3f} acc {line['accuracy']:4.0%} {line['payload_ratio']:.0f}x"
+        says = f"loss {nats(line['loss'], 3)} acc {line['accuracy']:4.0%} {line['payload_ratio']:.0f}x"
         speed = f"{self._speed():.1f} steps/s"
         self._progress.update(self._task, completed=line["step"], says=says, speed=speed)
         if "test_loss" in line and not self._console.is_terminal:
             self.says(
                 f"{self._title}: step {line['step']} of {self._steps}, {says}, "
-                f"test loss {line['test_loss']:.4f}, test accuracy {line['test_accuracy']:.2%}, {speed}"
+                f"test loss {nats(line['test_loss'])}, test accuracy {line['test_accuracy']:.2%}, {speed}"
             )
 
     def says(self, text: str) -> None:
@@ -167,7 +167,7 @@ def summary_table(summaries: Sequence[dict[str, Any]]) -> Group:
     """
     rows: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
         ("test accuracy", lambda s: number(s["test_accuracy"], "{:.2%}")),
-        ("test loss", lambda s: number(s["test_loss"], "{:.4f} nats")),
+        ("test loss", lambda s: "-" if s["test_loss"] is None else f"{nats(s['test_loss'])} nats"),
         ("payload a step", lambda s: amount(s["payload_bytes"] / s["steps"])),
         ("payload in all", lambda s: amount(s["payload_bytes"])),
         ("payload ratio", lambda s: f"{s['payload_ratio']:.1f} x"),

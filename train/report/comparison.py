@@ -10,7 +10,7 @@ import numpy as np
 from bokeh.models import ColumnDataSource
 from bokeh.models.annotations import Span
 
-from train.log import amount
+from train.log import amount, nats
 from train.report.groups import Group
 from train.report.style import BYTES, Figure, Panel, chart, duration, hover, times, unit_of
 
@@ -28,7 +28,7 @@ class Cell:
 
 FIGURES: tuple[tuple[str, str, Writer], ...] = (
     ("test_accuracy", "test accuracy", lambda v: f"{100 * v:.2f} %"),
-    ("test_loss", "test loss, nats", lambda v: f"{v:.4f}"),
+    ("test_loss", "test loss, nats", nats),
     ("link_ratio", "fewer link bytes", lambda v: f"{times(v)} \u00d7"),
     ("payload_ratio", "smaller payload", lambda v: f"{times(v)} \u00d7"),
     ("link_bytes", "link, in all", amount),

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from train.log import amount
+from train.log import amount, nats
 from train.report.groups import Group
 from train.report.runs import Run, number
 from train.report.style import duration, times
@@ -194,7 +194,7 @@ def _quality(task: tuple[str, str]) -> tuple[str, str]:
 
 def _write(key: str, group: Group) -> str:
     mean = group.spread(key)[0]
-    return f"{mean:.3f}" if key == "test_loss" else f"{100 * mean:.1f} %"
+    return nats(mean, 3) if key == "test_loss" else f"{100 * mean:.1f} %"
 
 
 def _span(values: Iterable[Any]) -> str:
