@@ -60,7 +60,7 @@ class StepPlan(NamedTuple):
         if self.compress:
             advice = (
                 f"gp.partition_compress(axis_name, exchange={best.exchange!r}, ratio={best.ratio:g}, "
-                f"devices={self.devices}): {self.speedup:.3g} times as fast as a dense sum"
+                f"devices={self.devices}): {_short(self.speedup)} times as fast as a dense sum"
             )
         else:
             advice = "leave gradients uncompressed (gp.dense_mean or pmean): no exchange makes a step much faster"
@@ -71,7 +71,7 @@ class StepPlan(NamedTuple):
             f"  {one.exchange:15}{one.ratio:6g} times  step {duration(one.step_s):>8}: computing "
             f"{duration(self.compute_s)}, coding {duration(one.code_s)}, link {duration(one.link_s)}"
             + (f", inside {duration(one.inner_s)}" if one.inner_s else "")
-            + f"; {one.link_bits / 8e6:.3g} MB leave a device"
+            + f"; {_short(one.link_bits / 8e6)} MB leave a device"
             for one in sorted({best, dense, *self.others}, key=lambda one: one.step_s)
         ]
         lines.append(f"  coding as on {self.machine}")
@@ -243,9 +243,17 @@ def duration(seconds: float) -> str:
     """
     for unit, size, least in (("h", 3600.0, 10), ("min", 60.0, 10), ("s", 1.0, 1), ("ms", 1e-3, 1), ("µs", 1e-6, 1)):
         if seconds >= least * size:
-            value = seconds / size
-            return f"{value:,.0f} {unit}" if value >= 999.5 else f"{value:.3g} {unit}"
+            return f"{_short(seconds / size)} {unit}"
     return f"{seconds:.3g} s"
+
+
+def _short(value: float) -> str:
+    """Write three digits, or a whole number.
+
+    >>> _short(0.0123), _short(999.8)
+    ('0.0123', '1,000')
+    """
+    return f"{value:,.0f}" if value >= 999.5 else f"{value:.3g}"
 
 
 @functools.lru_cache(maxsize=4096)

@@ -157,3 +157,14 @@ def amount(size: float) -> str:
             break
         size /= 1000
     return f"{size:.0f} B" if unit == "B" else f"{size:.3g} {unit}".replace("e+03", "000")
+
+
+def times(ratio: float) -> str:
+    """Write a ratio.
+
+    >>> times(50.72), times(1.0), times(999.8), times(1234.5)
+    ('50.7', '1', '1,000', '1,234')
+    """
+    if not math.isfinite(ratio):
+        return "\u2013"
+    return f"{ratio:,.0f}" if ratio >= 999.5 else f"{ratio:.3g}"

@@ -11,6 +11,7 @@ import numpy as np
 
 from train import figures
 from train.labels import briefly
+from train.log import times
 
 CURVES = 10  # methods whose way is drawn: with more, none can be told from another
 LETTERS = 32  # of a line of a name: a longer one would leave the panels no room
@@ -79,8 +80,6 @@ def draw(methods: Sequence[Ended], kind: str, path: Path) -> None:
 def _rows(axis: Any, shown: Sequence[Ended], names: Mapping[str, str], colours: Mapping[str, Any], kind: str) -> None:
     """Draw a row a method, with a point a seed and a stroke for the mean, and uncompressed training across all."""
     import matplotlib as mpl
-
-    from train.report.style import times
 
     order = sorted(shown, key=lambda m: float(np.nanmean(m.scores)), reverse=kind == "text")
     for place, method in enumerate(order):

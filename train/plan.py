@@ -21,7 +21,7 @@ from train import figures
 from train.calibration import calibration_of
 from train.errors import UsageError, status_of
 from train.limits import within
-from train.log import amount
+from train.log import amount, times
 from train.screen import paper, say
 
 DEVICES = (2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 256, 512, 1000, 2000, 4000, 10_000)
@@ -187,7 +187,7 @@ def _table(first: str, rows: dict[str, gp.StepPlan], title: str) -> Table:
             f"{best.ratio:g}",
             duration(best.step_s),
             duration(found.dense.step_s),
-            f"{found.speedup:.3g}",
+            times(found.speedup),
             amount(best.link_bits / 8),
         )
     return table

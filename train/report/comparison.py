@@ -10,9 +10,9 @@ import numpy as np
 from bokeh.models import ColumnDataSource
 from bokeh.models.annotations import Span
 
-from train.log import amount, nats
+from train.log import amount, nats, times
 from train.report.groups import Group
-from train.report.style import BYTES, Figure, Panel, chart, duration, hover, times, unit_of
+from train.report.style import BYTES, Figure, Panel, chart, duration, hover, unit_of
 
 Writer = Callable[[float], str]
 

@@ -141,14 +141,3 @@ def duration(seconds: float) -> str:
     if seconds < 3600:
         return f"{seconds / 60:.1f} min"
     return f"{seconds / 3600:.1f} h"
-
-
-def times(ratio: float) -> str:
-    """Write a ratio.
-
-    >>> times(50.72), times(1.0), times(999.8), times(1234.5)
-    ('50.7', '1', '1,000', '1,234')
-    """
-    if not np.isfinite(ratio):
-        return "\u2013"
-    return f"{ratio:,.0f}" if ratio >= 999.5 else f"{ratio:.3g}"

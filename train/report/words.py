@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from train.log import amount, nats
+from train.log import amount, nats, times
 from train.report.groups import Group
 from train.report.runs import Run, number
-from train.report.style import duration, times
+from train.report.style import duration
 
 GLOSSARY = (
     ("Payload", "what one device encodes in a step: indices, values, counts and padding, everything counted."),
