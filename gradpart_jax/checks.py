@@ -67,7 +67,7 @@ def check_axes(**axes: Any) -> None:
       **axes: each a name, a tuple of names, or None, by the argument's name.
 
     Raises:
-      TypeError: one is a list, a set, or nothing that can be a name.
+      TypeError: one is a list, a set, a number, or nothing that can be a name.
       ValueError: one is an empty tuple.
 
     >>> check_axes(axis_name=("hosts", "chips"), model_axis=None)
@@ -76,7 +76,7 @@ def check_axes(**axes: Any) -> None:
         if isinstance(axis, tuple) and not axis:
             raise ValueError(f"{name}=() names no axis: give None for none")
         for one in axis if isinstance(axis, tuple) else (axis,):
-            if isinstance(one, frozenset) or not isinstance(one, Hashable):
+            if isinstance(one, frozenset | numbers.Number) or not isinstance(one, Hashable):
                 raise TypeError(f"{name}={axis!r} is no name of an axis: give a name, a tuple of names, or None")
 
 

@@ -211,6 +211,7 @@ def test_shards_share_statistics_that_are_one_number_and_nothing_else(sharded) -
         ({"axis_name": ("a", "b"), "model_axis": "b"}, "give each axis of the mesh to one of them"),
         ({"axis_name": ["a"]}, "axis_name=['a'] is no name of an axis"),
         ({"axis_name": ()}, "axis_name=() names no axis: give None"),
+        ({"axis_name": 100}, "axis_name=100 is no name of an axis"),
         ({"inner_axis": {"a"}}, "inner_axis={'a'} is no name of an axis"),
         ({"model_axis": ("a", ["b"])}, "model_axis=('a', ['b']) is no name of an axis"),
     ],
