@@ -312,7 +312,7 @@ def muon(
       TypeError: an argument has a wrong type.
       ValueError: an argument is out of range.
     """
-    after = [unfolding.muon(learning_rate, which, **(muon_options or {}))]
+    after = [unfolding.muon(_checked(learning_rate), which, **(muon_options or {}))]
     meeting = _exchange(axis_name, ratio, every, exchange, compression, scaled=not replicate)
     return _assemble([], after, clip, meeting, every, replicate, axis_name, keep_own, usual=unfolding.kept)
 
@@ -380,4 +380,10 @@ def _decay(weight_decay: float, mask: Any) -> list[optax.GradientTransformation]
 
 
 def _rate(learning_rate: Rate) -> optax.GradientTransformation:
-    return optax.scale_by_learning_rate(learning_rate)
+    return optax.scale_by_learning_rate(_checked(learning_rate))
+
+
+def _checked(learning_rate: Rate) -> Rate:
+    if not callable(learning_rate):
+        check_number("learning_rate", learning_rate)
+    return learning_rate
