@@ -11,7 +11,7 @@ import optax
 from gradpart_jax import accounting, agreement
 from gradpart_jax.accounting import Wire
 from gradpart_jax.agreement import Agreement
-from gradpart_jax.checks import check_axes, check_number, check_transformation
+from gradpart_jax.checks import check_axes, check_number, check_state, check_transformation
 from gradpart_jax.exchange import AxisName
 from gradpart_jax.states import CompressState, add_bits, exchanged, fill, state_axes, states_of
 
@@ -50,7 +50,7 @@ def agreeing(
       An `optax.GradientTransformationExtraArgs`.
 
     Raises:
-      TypeError: tx is no transformation, or axis_name no name.
+      TypeError: tx is no transformation, axis_name no name, or (in update) the state is another transformation's.
       ValueError: bits_per_element is out of range; (in init) tx accumulates by `optax.MultiSteps`, or has an axis and
         no `gp.compress` in it, whose statistics could count what is measured.
 
@@ -81,6 +81,7 @@ def agreeing(
         return AgreeingState(inner, agreement.start(params), jax.tree.map(jnp.copy, accounting.nothing()))
 
     def update(updates: Any, state: AgreeingState, params: Any = None, **extra_args: Any) -> tuple[Any, AgreeingState]:
+        check_state("gp.agreeing", state, AgreeingState)
         known, wire = agreement.measure(updates, state.agreement, axis_name, bits_per_element)
         ratio = agreement.agreement_ratio(known, axis_name)
         stepped, inner = tx.update(updates, state.inner, params, agreement_ratio=ratio, **extra_args)

@@ -100,6 +100,25 @@ def check_transformation(name: str, value: Any) -> None:
         )
 
 
+def check_state(owner: str, state: Any, kind: type) -> None:
+    """Check that update was given a state of its own kind.
+
+    Args:
+      owner: what makes such states.
+      state: as given to update.
+      kind: of the states that init and update give.
+
+    Raises:
+      TypeError: it is something else.
+
+    >>> check_state("gp.local", (), tuple)
+    """
+    if not isinstance(state, kind):
+        raise TypeError(
+            f"update got {type(state).__name__}, which is no state of {owner}: give what init or update gave"
+        )
+
+
 def is_fixed(value: Any, number: float) -> bool:
     """Say whether an argument is a number that is known while tracing, so that what it would do can be left out.
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from gradpart_jax.accounting import WORD_BITS
-from gradpart_jax.checks import check_axes, check_integer, check_number, check_transformation
+from gradpart_jax.checks import check_axes, check_integer, check_number, check_state, check_transformation
 from gradpart_jax.exchange import AxisName, axis_size, position
 from gradpart_jax.outlook import GradpartState
 from gradpart_jax.replicated import replicated
@@ -65,7 +65,7 @@ def local(tx: optax.GradientTransformation) -> optax.GradientTransformationExtra
       An `optax.GradientTransformationExtraArgs`.
 
     Raises:
-      TypeError: tx is no transformation.
+      TypeError: tx is no transformation, or (in update) the state is another's.
 
     >>> import jax.numpy as jnp, optax, gradpart_jax as gp
     >>> tx = optax.chain(gp.local(optax.scale_by_adam()), gp.partition_compress(), optax.scale(-1e-3))
@@ -76,6 +76,7 @@ def local(tx: optax.GradientTransformation) -> optax.GradientTransformationExtra
     tx = optax.with_extra_args_support(tx)
 
     def update(updates: Any, state: LocalState, params: Any = None, **extra_args: Any) -> tuple[Any, LocalState]:
+        check_state("gp.local", state, LocalState)
         stepped, inner, finite = _guarded(tx, updates, state.inner, params, extra_args)
         return _choose(finite, stepped, updates), LocalState(inner)
 
@@ -128,7 +129,8 @@ def local_updates(
       bits of `gp.stats` are 0; dense bits at an exchange, and ratios, are those of a whole period.
 
     Raises:
-      TypeError: every is not an integer, axis_name no name, or inner, exchange or outer no transformation.
+      TypeError: every is not an integer, axis_name no name, inner, exchange or outer no transformation, or (in update)
+        the state is another transformation's.
       ValueError: every or keep_own is out of range, or (in init) keep_own is given and exchange has not one memory, or
         (in update) its memory is not of all leaves.
 
@@ -203,6 +205,7 @@ def local_updates(
     def update(
         updates: Any, state: LocalUpdatesState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, LocalUpdatesState]:
+        check_state("gp.local_updates", state, LocalUpdatesState)
         if params is None:
             raise ValueError("gp.local_updates needs the parameters: call update(updates, state, params)")
         # Parameters may have been loaded after `init`

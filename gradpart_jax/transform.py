@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from gradpart_jax import accounting, feedback, meshes
-from gradpart_jax.checks import check_number, is_fixed
+from gradpart_jax.checks import check_number, check_state, is_fixed
 from gradpart_jax.exchange import AxisName, axis_size
 from gradpart_jax.scheme import Reduced, Report, Scheme, dense_report, hold
 from gradpart_jax.segments import Layout, layout_of, segment_names, unravel
@@ -181,10 +181,7 @@ def _check_leaves(params: Any) -> None:
 
 def _check_state(state: CompressState, init: Callable[[Any], CompressState], updates: Any) -> None:
     """Refuse a state that was made for another tree, or by other arguments: of a memory too many nobody would hear."""
-    if not isinstance(state, CompressState):
-        raise TypeError(
-            f"update got {type(state).__name__}, which is no state of gp.compress: give what init or update gave"
-        )
+    check_state("gp.compress", state, CompressState)
     found, wanted = (_shapes(tree) for tree in (state, jax.eval_shape(init, updates)))
     for name in wanted | found:
         if found.get(name) != wanted.get(name):

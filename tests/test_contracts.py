@@ -603,6 +603,13 @@ def test_bad_trees_and_states_are_named() -> None:
     for other in (None, optax.adam(0.1).init(PARAMS)[0]):
         with pytest.raises(TypeError, match=f"update got {type(other).__name__}, which is no state of gp.compress"):
             DEFAULT_ALONE.update(PARAMS, other)
+    for tx, maker in (
+        (gp.recipes.adamw(0.1), "gp.agreeing"),
+        (gp.recipes.sgd(0.1), "gp.local_updates"),
+        (gp.local(optax.adam(0.1)), "gp.local"),
+    ):
+        with pytest.raises(TypeError, match=f"update got dict, which is no state of {maker}: give what init"):
+            tx.update(PARAMS, PARAMS, tx.init(PARAMS))
     for axes in ({"axis_name": "nope"}, {"inner_axis": "nope"}, {"model_axis": "nope"}):
         tx = gp.compress(gp.baselines.topk(0.1), **axes)
         with pytest.raises(NameError, match="no axis 'nope' is mapped here: call update inside of"):
