@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Callable
 from typing import Any
 
@@ -109,7 +110,7 @@ def over_devices(
       The function of whole arrays, compiled by `jax.jit`.
 
     Raises:
-      TypeError: axis_name is no name, nor a tuple of names.
+      TypeError: mesh is no mesh; axis_name is no name, nor a tuple of names.
       ValueError: axis_name is none of the mesh's; an axis is neither 0 nor None; (when called) an argument with a
         device axis has other than one row for each device.
 
@@ -120,6 +121,8 @@ def over_devices(
     (3,)
     """
     check_axes(axis_name=axis_name)
+    if not isinstance(mesh, Mesh):
+        raise TypeError(f"mesh={reprlib.repr(mesh)} is no mesh: give jax.make_mesh((devices,), (axis_name,))")
     if axis_name is None or not set(names(axis_name)) <= set(mesh.axis_names):
         raise ValueError(f"axis_name={axis_name!r} is no axis of the mesh: give one of {mesh.axis_names}, or a tuple")
     own, everywhere = _along(names(axis_name)), PartitionSpec()

@@ -372,6 +372,8 @@ def test_a_recipe_trains_over_the_devices_of_a_mesh_as_by_vmap() -> None:
     for name in (None, "nope", (AXIS, "nope")):
         with pytest.raises(ValueError, match="is no axis of the mesh: give one of"):
             over(lambda x: x, axis_name=name)
+    with pytest.raises(TypeError, match=r"mesh=.* is no mesh: give jax\.make_mesh"):
+        gp.over_devices(lambda x: x, jax.devices(), AXIS)
     # Every axis is the first where none is named, as pmap has it
     assert over(lambda x: x + W)(devices).tolist() == [4, 5, 6, 7]
     with pytest.raises(ValueError, match="1 in in_axes or out_axes"):
