@@ -188,10 +188,11 @@ def local_updates(
         return jax.tree.map(lambda x, like: x.astype(like.dtype), own, anchor)
 
     def init(params: Any) -> LocalUpdatesState:
+        exchanged = exchange.init(_wide(params))  # before the optimizer, for it names what no optimizer takes
         state = LocalUpdatesState(
             anchor=params,
             inner=inner.init(params),
-            exchange=exchange.init(_wide(params)),
+            exchange=exchanged,
             outer=outer.init(_wide(params)),
             step=jnp.int32(0),
             met=jnp.bool_(True),
@@ -314,8 +315,8 @@ def _wide(tree: Any) -> Any:
     """Give floats at least 32 bits; an exchange refuses other leaves by name."""
 
     def widen(x: Any) -> Any:
-        kind = jnp.result_type(x)
-        short = jnp.issubdtype(kind, jnp.floating) and jnp.finfo(kind).bits < WORD_BITS
+        kind = getattr(x, "dtype", None)
+        short = kind is not None and jnp.issubdtype(kind, jnp.floating) and jnp.finfo(kind).bits < WORD_BITS
         return jnp.asarray(x, jnp.float32) if short else x
 
     return jax.tree.map(widen, tree)

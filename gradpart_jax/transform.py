@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import numbers
+import reprlib
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
@@ -169,8 +170,11 @@ def compress(
 
 def _check_leaves(params: Any) -> None:
     for name, leaf in zip(segment_names(params), jax.tree.leaves(params), strict=True):
-        if not (isinstance(leaf, numbers.Number) or hasattr(leaf, "dtype")):
-            raise TypeError(f"leaf {name!r} is {leaf!r}, which is no array: leave it out with optax.masked")
+        if not (isinstance(leaf, numbers.Number) or (hasattr(leaf, "dtype") and hasattr(leaf, "shape"))):
+            raise TypeError(
+                f"leaf {name!r} is {reprlib.repr(leaf)}, which is no array: leave it out with optax.masked, or make a "
+                "class of your own a pytree (jax.tree_util.register_dataclass)"
+            )
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(

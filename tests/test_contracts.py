@@ -591,8 +591,11 @@ def test_bad_arguments_are_named(arguments, error, words: str) -> None:
 def test_bad_trees_and_states_are_named() -> None:
     with pytest.raises(TypeError, match="'a' is int32"):
         DEFAULT.init({"a": jnp.zeros(3, jnp.int32)})
-    with pytest.raises(TypeError, match="leaf 'a' is 'x', which is no array"):
-        DEFAULT.init({"a": "x"})
+    for tx in (DEFAULT, gp.recipes.adamw(0.1)):
+        with pytest.raises(TypeError, match="leaf 'a' is 'x', which is no array"):
+            tx.init({"a": "x"})
+        with pytest.raises(TypeError, match=r"leaf 'a' is Dense(?s:.*) which is no array.* a pytree"):
+            tx.init({"a": nn.Dense(1)})
     with pytest.raises(TypeError, match="not a Scheme"):
         gp.compress("topk")
     with pytest.raises(ValueError, match="call init with the same tree"):
