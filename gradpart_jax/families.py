@@ -133,7 +133,8 @@ def _generalised_normal() -> Family:
 
     def survival(x: jax.Array, shape: jax.Array) -> jax.Array:
         b = power(shape)
-        return gammaincc(1 / b, jnp.maximum(x, 1e-30) ** b)
+        # By logarithms: a power that leaves the range of floats has no gradient
+        return gammaincc(1 / b, jnp.exp(jnp.clip(b * jnp.log(jnp.maximum(x, 1e-30)), -85.0, 85.0)))
 
     def density(x: jax.Array, shape: jax.Array) -> jax.Array:
         b = power(shape)

@@ -77,7 +77,7 @@ def inverted(name: str):
     family = FAMILIES[name]
 
     def summed(shape: jax.Array) -> jax.Array:
-        return jnp.sum(family.survival(jnp.asarray([1e-3, 0.5, 1.0, 2.0, 30.0]), shape))
+        return jnp.sum(family.survival(jnp.asarray([1e-6, 1e-3, 0.5, 1.0, 2.0, 30.0, 1e6]), shape))
 
     def look(share: jax.Array, shape: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         x = family.quantile(share, shape)
