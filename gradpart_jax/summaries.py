@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from gradpart_jax.families import Moments
 
 BINS = 64  # quarter-octave bins: 16 octaves below a segment's largest magnitude
+LOWEST, HIGHEST = BINS + 3, 1015  # bins that a histogram may end with: of normal floats, two of which have a finite sum
 DRIFT_GAIN = 0.1
 DRIFT_KEPT = 0.98
 BALANCE = 0.2  # how far a segment's anchor follows its own count
@@ -58,9 +59,9 @@ def edges(top: jax.Array) -> jax.Array:
       top: int32[S].
 
     Returns:
-      float32[S, BINS + 1], ascending; all lie within the finite normal floats.
+      float32[S, BINS + 1], ascending, normal numbers; the highest are no more than half of what float32 holds.
     """
-    index = jnp.clip(top, BINS + 3, 1019)[:, None] + jnp.arange(1 - BINS, 2)[None, :]
+    index = jnp.clip(top, LOWEST, HIGHEST)[:, None] + jnp.arange(1 - BINS, 2)[None, :]
     return jax.lax.bitcast_convert_type(index.astype(jnp.uint32) << 21, jnp.float32)
 
 
@@ -80,7 +81,7 @@ def top_bin(magnitude: jax.Array, segment: jax.Array, valid: jax.Array, segments
 
 
 def histogram(magnitude: jax.Array, segment: jax.Array, valid: jax.Array, top: jax.Array, segments: int) -> jax.Array:
-    """Count a sample's magnitudes in each segment's bins; the lowest bin holds all that is below.
+    """Count a sample's magnitudes in each segment's bins; the outermost bins hold all that is beyond.
 
     Args:
       magnitude: float32[M], a sample.
@@ -92,7 +93,7 @@ def histogram(magnitude: jax.Array, segment: jax.Array, valid: jax.Array, top: j
     Returns:
       float32[S, BINS].
     """
-    place = bin_index(magnitude) - jnp.clip(top, BINS + 3, 1019)[segment] + BINS - 1
+    place = bin_index(magnitude) - jnp.clip(top, LOWEST, HIGHEST)[segment] + BINS - 1
     place = segment * BINS + jnp.clip(place, 0, BINS - 1)
     counts = jnp.zeros(segments * BINS, jnp.int32).at[place].add(valid.astype(jnp.int32))
     return counts.reshape(segments, BINS).astype(jnp.float32)

@@ -177,6 +177,15 @@ def test_histograms_count_what_numpy_counts(seed: int, scale: float) -> None:
         assert chosen.max() < bounds[s][-1]
 
 
+def test_the_largest_magnitudes_that_there_are_leave_no_infinity_behind() -> None:
+    values, segment, valid = jnp.float32([2e38, 3.4e38, 1.0]), jnp.arange(3) // 2, jnp.ones(3, bool)
+    top = summaries.top_bin(values, segment, valid, 2)
+    mass = summaries.histogram(values, segment, valid, top, 2)
+    known = summaries.introduce(summaries.start(jnp.float32([2, 1])), mass, top)
+    assert mass.sum(1).tolist() == [2.0, 1.0]
+    assert all(bool(jnp.isfinite(x).all()) for x in (*summaries.moments(known), known.log_anchor))
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_cold_start_is_sound(name: str) -> None:
     """Nothing seen, sizes from one to a billion, zeros: thresholds are finite and positive, masses sum to one."""
