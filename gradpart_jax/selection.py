@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from gradpart_jax.buffers import Buffer, compact, largest, rank_score, resize
 from gradpart_jax.candidates import Candidates, find
+from gradpart_jax.codecs import LARGEST_VALUE
 from gradpart_jax.outlook import MARGIN, Outcome, Outlook, means
 from gradpart_jax.payload import Bases, Contents, Header, PayloadFormat
 from gradpart_jax.replicated import replicated
@@ -143,7 +144,8 @@ def report_of(
         sent=jnp.sum(realised),
         capacity=jnp.int32(capacity),
         overflow=parts * jnp.mean(jnp.maximum(above - capacity // parts, 0.0)),
-        threshold=jnp.stack([regions.sparse * cut, regions.key * key_cut], axis=-1),
+        # The factor that fits one segment, all at once 1e30 times as large, may be beyond all numbers for another
+        threshold=jnp.minimum(jnp.stack([regions.sparse * cut, regions.key * key_cut], axis=-1), LARGEST_VALUE),
         asked=regions.asked,
         realised=realised,
         segment_entropy=outlook.entropy,
