@@ -270,14 +270,19 @@ def test_a_run_folder_is_never_overwritten_silently(tmp_path, capsys) -> None:
         (folder / "config.json").write_text(other)
         assert main.main(["--workdir", str(tmp_path), "--overwrite"]) == 2
         assert words in capsys.readouterr().err
-    with pytest.raises(UsageError, match="there is no setting 'model_type'"):
-        folders.make(config.make(workdir=tmp_path, overwrite=True))  # as on a host that `check` has not looked at
+    unseen = config.make(workdir=tmp_path, overwrite=True)  # as on a host that `check` has not looked at
+    with pytest.raises(UsageError, match="there is no setting 'model_type'"), folders.made(unseen):
+        pass
     assert (folder / "kept").exists()
     two = config.make(workdir=tmp_path, name="two")
     folders.check(two)  # and so does another start at the same moment
-    folders.make(two)
-    with pytest.raises(UsageError, match=r"run folder .*two exists: go on with --resume"):
-        folders.make(config.change(two, learning_rate=0.3))
+    with folders.made(two):
+        for other in ({"resume": True}, {"overwrite": True}):
+            with pytest.raises(UsageError, match="a training goes on in"), folders.made(config.change(two, **other)):
+                pass
+    late = config.change(two, learning_rate=0.3)
+    with pytest.raises(UsageError, match=r"run folder .*two exists: go on with --resume"), folders.made(late):
+        pass
     assert json.loads((two.folder / "config.json").read_text())["learning_rate"] == 0.1
 
 

@@ -178,35 +178,35 @@ def run(comparison: Comparison, console: Console, command: str = "compare.run") 
     kept = [comparison.folder / entry.folder for entry in entries]
     hosts.lead(lambda: loop.check_resumable(comparison, *kept), "the look for checkpoints")
     check_missed()
-    folders.make(comparison)
-    wanted = {"methods": comparison.methods, "budgets": comparison.budgets, "seeds": comparison.seeds}
-    if hosts.leads():
-        options.write_json(wanted, comparison.folder / WANTED)
-    say(console, f"{len(entries)} training{'s' * (len(entries) > 1)} in {comparison.folder}")
-    summaries: list[dict[str, Any]] = []
-    program: Program | None = None
-    last: Entry | None = None
-    for number, entry in enumerate(entries, 1):
-        console.rule(f"{number} of {len(entries)}: {escape(entry.folder)}")
-        fresh = program is None or last is None or entry._replace(seed=last.seed) != last
-        if program is None or fresh:
-            program, last = prepare(comparison, dataset, entry.label, entry.ratio), entry
-        settings = change(comparison, seed=entry.seed, ratio=entry.ratio, method=entry.label.text)
-        one = loop.Run(settings, comparison.folder / entry.folder, command, entry.budget)
-        summaries.append(loop.train(one, program, dataset, console, header=fresh))
-        if summaries[-1]["status"] == DIVERGED:
-            say(console, f"{entry.folder} diverged: {summaries[-1]['why']}", "yellow")
-    rows = tabulate(entries, summaries)
-    console.print(table(rows, dataset.kind))
-    if not hosts.leads():
+    with folders.made(comparison):
+        wanted = {"methods": comparison.methods, "budgets": comparison.budgets, "seeds": comparison.seeds}
+        if hosts.leads():
+            options.write_json(wanted, comparison.folder / WANTED)
+        say(console, f"{len(entries)} training{'s' * (len(entries) > 1)} in {comparison.folder}")
+        summaries: list[dict[str, Any]] = []
+        program: Program | None = None
+        last: Entry | None = None
+        for number, entry in enumerate(entries, 1):
+            console.rule(f"{number} of {len(entries)}: {escape(entry.folder)}")
+            fresh = program is None or last is None or entry._replace(seed=last.seed) != last
+            if program is None or fresh:
+                program, last = prepare(comparison, dataset, entry.label, entry.ratio), entry
+            settings = change(comparison, seed=entry.seed, ratio=entry.ratio, method=entry.label.text)
+            one = loop.Run(settings, comparison.folder / entry.folder, command, entry.budget)
+            summaries.append(loop.train(one, program, dataset, console, header=fresh))
+            if summaries[-1]["status"] == DIVERGED:
+                say(console, f"{entry.folder} diverged: {summaries[-1]['why']}", "yellow")
+        rows = tabulate(entries, summaries)
+        console.print(table(rows, dataset.kind))
+        if not hosts.leads():
+            return rows
+        options.write_json(plain(rows), comparison.folder / FILE)
+        shown = list(endings(comparison.folder, rows, entries, summaries, dataset.kind))
+        picture.draw(shown, dataset.kind, comparison.folder / PICTURE)
+        say(console, f"picture: {comparison.folder / PICTURE}")
+        page = report.write(kept, comparison.folder / "report.html")
+        say(console, f"report: {page}")
         return rows
-    options.write_json(plain(rows), comparison.folder / FILE)
-    shown = list(endings(comparison.folder, rows, entries, summaries, dataset.kind))
-    picture.draw(shown, dataset.kind, comparison.folder / PICTURE)
-    say(console, f"picture: {comparison.folder / PICTURE}")
-    page = report.write(kept, comparison.folder / "report.html")
-    say(console, f"report: {page}")
-    return rows
 
 
 def _budgets(text: str) -> Iterator[float]:

@@ -11,7 +11,7 @@ import shutil
 import socket
 import sys
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import gradpart_jax as gp
 from train import hosts, options
 from train.config import Config, flat
 from train.errors import UsageError
+from train.held import held
 from train.labels import Label
 from train.log import read_object
 from train.summary import FINISHED
@@ -108,14 +109,15 @@ def _check_replaced(config: Config) -> None:
             )
 
 
-def make(config: Config) -> None:
-    """Make the program's folder, after `check`, on every host.
+@contextlib.contextmanager
+def made(config: Config) -> Iterator[None]:
+    """Make the program's folder, after `check`, on every host, and keep other programs out of it meanwhile.
 
     Args:
       config: settled.
 
     Raises:
-      UsageError: it cannot be made, or what is in it was started with other settings.
+      UsageError: it cannot be made, another program is in it, or what is in it was started with other settings.
     """
     path = config.folder / "config.json"
 
@@ -136,21 +138,25 @@ def make(config: Config) -> None:
             ) from error
 
     def begin() -> str:
-        if config.start.resume and path.exists():
-            _agree(config, config.folder)
-        prepare(first=True)
+        with held(config.folder) if config.folder.exists() else contextlib.nullcontext():
+            if config.start.resume and path.exists():
+                _agree(config, config.folder)
+            prepare(first=True)
+        alone.enter_context(held(config.folder))
         mark = config.folder / f".{uuid.uuid4().hex}"
         mark.touch()
         return mark.name
 
-    # `check` has looked at process 0's folder alone
-    hosts.together(lambda: _check_replaced(config), "the look at run folders")
-    mark = config.folder / hosts.lead(begin, "the making of the run folder")
-    # A host with a disk of its own needs the settings too, to go on with them; of its processes one writes them
-    places = hosts.gather(f"{socket.gethostname()}:{config.folder.resolve()}", "the making of run folders")
-    apart = places.index(places[hosts.index()]) == hosts.index() and not os.path.exists(mark)
-    hosts.together(lambda: prepare(first=False) if apart else None, "the making of run folders")
-    hosts.lead(lambda: mark.unlink(missing_ok=True), "the making of run folders")
+    with contextlib.ExitStack() as alone:
+        # `check` has looked at process 0's folder alone
+        hosts.together(lambda: _check_replaced(config), "the look at run folders")
+        mark = config.folder / hosts.lead(begin, "the making of the run folder")
+        # A host with a disk of its own needs the settings too, to go on with them; of its processes one writes them
+        places = hosts.gather(f"{socket.gethostname()}:{config.folder.resolve()}", "the making of run folders")
+        apart = places.index(places[hosts.index()]) == hosts.index() and not os.path.exists(mark)
+        hosts.together(lambda: prepare(first=False) if apart else None, "the making of run folders")
+        hosts.lead(lambda: mark.unlink(missing_ok=True), "the making of run folders")
+        yield
 
 
 def enter(config: Config, folder: Path, notice: Callable[[str], None]) -> dict[str, Any] | None:

@@ -61,24 +61,24 @@ def run(config: Config, console: Console, command: str = "loop.run") -> list[dic
     kept = [config.folder / program.label.folder for program in programs]
     hosts.lead(lambda: check_resumable(config, *kept), "the look for checkpoints")
     check_missed()
-    folders.make(config)  # not before: what `prepare` refuses leaves none
-    with contextlib.suppress(OSError):
-        # Where hosts share no disk an older one may have been left: the launcher is to see that it is this run's
-        os.utime(config.folder / "config.json")
-    summaries: list[dict[str, Any]] = []
-    for program in programs:
-        one = Run(config, config.folder / program.label.folder, command)
-        summaries.append(train(one, program, dataset, console))
-        if summaries[-1]["status"] == DIVERGED:
-            raise NonFiniteError(summaries[-1]["why"])
-    console.print(screen.summary_table(summaries))
-    if hosts.leads():
-        # Imported here: reading bokeh must not slow every process's start down
-        from train import report
+    with folders.made(config):  # not before: what `prepare` refuses leaves none
+        with contextlib.suppress(OSError):
+            # Where hosts share no disk an older one may have been left: the launcher is to see that it is this run's
+            os.utime(config.folder / "config.json")
+        summaries: list[dict[str, Any]] = []
+        for program in programs:
+            one = Run(config, config.folder / program.label.folder, command)
+            summaries.append(train(one, program, dataset, console))
+            if summaries[-1]["status"] == DIVERGED:
+                raise NonFiniteError(summaries[-1]["why"])
+        console.print(screen.summary_table(summaries))
+        if hosts.leads():
+            # Imported here: reading bokeh must not slow every process's start down
+            from train import report
 
-        page = report.write([config.folder / label.folder for label in labels], config.folder / "report.html")
-        say(console, f"report: {page}")
-    return summaries
+            page = report.write([config.folder / label.folder for label in labels], config.folder / "report.html")
+            say(console, f"report: {page}")
+        return summaries
 
 
 def load(config: Config) -> data.Dataset:
