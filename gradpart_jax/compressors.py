@@ -74,7 +74,8 @@ def partition_compress(
     Order: local gradient, clip, this, optimizer. Under `jax.shard_map(check_vma=True)` see the warning in `compress`.
 
     Args:
-      axis_name: the mapped axis (or tuple of axes) of pmap, vmap or shard_map; None is one device alone.
+      axis_name: the mapped axis (or tuple of axes) of pmap, vmap or shard_map; None is one device alone, with a
+        warning where pmap or shard_map have several.
       inner_axis: a fast axis that gradients are averaged over first, uncompressed, such as the chips of a host.
       model_axis: the axis over which parameters are sharded; for both see `compress`.
       bits_per_element: budget of payload bits an element, everything counted: indices, values, header, padding and

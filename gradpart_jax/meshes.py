@@ -7,6 +7,7 @@ and shares nothing but whether the step counts.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import jax
@@ -37,6 +38,30 @@ def check_apart(axis_name: AxisName, inner_axis: AxisName, model_axis: AxisName)
         raise ValueError(
             f"axis_name={axis_name!r}, inner_axis={inner_axis!r} and model_axis={model_axis!r} share "
             f"{', '.join(twice)}: give each axis of the mesh to one of them"
+        )
+
+
+def check_mapped(axis_name: AxisName, inner_axis: AxisName, model_axis: AxisName) -> None:
+    """Check, while an update is traced, that all are mapped; warn where devices are, and none of them is given.
+
+    Args:
+      axis_name: the slow axis.
+      inner_axis: the fast one.
+      model_axis: the one over which parameters are sharded.
+
+    Raises:
+      NameError: one is not mapped.
+    """
+    given = [*names(axis_name), *names(inner_axis), *names(model_axis)]
+    for axis in given:
+        axis_size(axis)
+    mesh = jax.sharding.get_abstract_mesh()
+    mapped = [axis for axis in mesh.manual_axes if mesh.shape[axis] > 1]
+    if mapped and not given:
+        warnings.warn(
+            f"axis_name=None, where {', '.join(map(repr, mapped))} is mapped: each device goes by itself, nothing is "
+            f"exchanged, and parameters go apart; give axis_name={mapped[0]!r}",
+            stacklevel=2,
         )
 
 

@@ -64,7 +64,8 @@ def compress(
 
     Args:
       scheme: what is sent and how, such as `gp.baselines.dense()`.
-      axis_name: the mapped axis (or tuple of axes) of pmap, vmap or shard_map; None is one device alone.
+      axis_name: the mapped axis (or tuple of axes) of pmap, vmap or shard_map; None is one device alone, with a
+        warning where pmap or shard_map have several.
       inner_axis: a fast axis (or axes), such as the chips of a host, averaged over uncompressed; axis_name is then the
         slow one, of hosts.
       model_axis: the axis (or axes) over which parameters are sharded. Statistics that are one number are averaged
@@ -135,8 +136,7 @@ def compress(
 
     @_narrow
     def exchange(updates: Any, state: CompressState, layout: Layout) -> tuple[jax.Array, CompressState]:
-        for axis in (axis_name, inner_axis, model_axis):
-            axis_size(axis)  # says what to do where one is not mapped; collectives do not
+        meshes.check_mapped(axis_name, inner_axis, model_axis)  # collectives do not say what to do
         gradients, inner = meshes.average(updates, inner_axis)
         if by_estimate:
             vector, moving = feedback.difference(gradients, state.memory, layout), state.memory.velocity

@@ -430,6 +430,13 @@ def test_a_state_stacked_whole_works_under_pmap() -> None:
     assert gp.stats(new).sent.shape == (W,)
 
 
+def test_an_axis_that_is_forgotten_is_warned_of() -> None:
+    alone = gp.compress(gp.baselines.dense())
+    with pytest.warns(UserWarning, match=f"axis_name=None, where '{AXIS}' is mapped: .* give axis_name='{AXIS}'"):
+        jax.eval_shape(jax.pmap(alone.update, AXIS), gradients(0), stack(alone.init(PARAMS)))
+    jax.eval_shape(jax.pmap(alone.update, AXIS), gradients(0, devices=1), stack(alone.init(PARAMS), devices=1))
+
+
 def test_already_summed_gradients_of_shard_map_and_their_cure() -> None:
     """Under check_vma=True gradients of unvarying parameters arrive summed; pcast makes them local again."""
     mesh = jax.make_mesh((W,), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
