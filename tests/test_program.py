@@ -123,6 +123,7 @@ def test_help_may_be_read_in_part() -> None:
         (["--optimizer", "muon", "--agreement", "0.1"], "--agreement 0.1 serves adam and adamw on each device"),
         (["--optimizer", "lion", "--recipe", "after"], "--optimizer lion does more: use local or before"),
         (["--method", "qsgd:keep_own=0.5"], "qsgd:keep_own=0.5 remembers nothing: leave it out"),
+        (["--method", "topk", "--warmup-steps", "5"], "--warmup-steps 5 is of no use to --method topk: leave it out"),
         (["--method", "partition:recipe=best"], "recipe=best is unknown: choose local, after or before"),
         (["--width", "64", "--data-dir", "{data}"], "--width 64 is no size of --model conv: leave it out"),
         (["--config", "/no/such"], "--config /no/such cannot be read"),

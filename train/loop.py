@@ -56,6 +56,7 @@ def run(config: Config, console: Console, command: str = "loop.run") -> list[dic
     labels = [parse_label(config.exchange.method)]
     if config.exchange.dense_reference and labels[0].kind != "dense":
         labels.append(parse_label("dense"))
+    methods.check_served(labels[0], config.exchange)
     dataset = load(config)
     programs = [prepare(config, dataset, label, config.exchange.ratio) for label in labels]
     kept = [config.folder / program.label.folder for program in programs]

@@ -13,6 +13,36 @@ from train.errors import UsageError
 from train.labels import TUNED, Label
 from train.registry import PLAIN, parameters
 
+# Arguments of a method that a training's common options give, by the option
+COMMON = {
+    "warmup_steps": "warmup_steps",
+    "momentum": "momentum_correction",
+    "family": "family",
+    "entropy_rule": "entropy_rule",
+    "exchange": "exchange",
+}
+
+
+def check_served(label: Label, exchange: Exchange) -> None:
+    """Refuse common options that a method would go by as little as if they had not been given.
+
+    Args:
+      label: of the method.
+      exchange: the common options.
+
+    Raises:
+      UsageError: names the option.
+
+    >>> from train.labels import parse_label
+    >>> check_served(parse_label("partition"), Exchange(warmup_steps=5))
+    """
+    for argument, name in COMMON.items():
+        value = getattr(exchange, name)
+        if label.kind not in PLAIN and argument not in parameters(label.kind) and value != getattr(Exchange(), name):
+            raise UsageError(
+                f"--{name.replace('_', '-')} {value} is of no use to {label.option} {label.text}: leave it out"
+            )
+
 
 def way(label: Label, exchange: Exchange, devices: int) -> str:
     """Say how a method's payloads travel.
@@ -69,13 +99,8 @@ def settings_of(label: Label, exchange: Exchange) -> dict[str, Any]:
     Returns:
       Keyword arguments, without axis name and ratio.
     """
-    common = {
-        "warmup_steps": exchange.warmup_exchanges,
-        "momentum": exchange.momentum_correction,
-        "family": exchange.family,
-        "entropy_rule": exchange.entropy_rule,
-        "exchange": exchange.exchange,
-    }
+    common = {argument: getattr(exchange, name) for argument, name in COMMON.items()}
+    common["warmup_steps"] = exchange.warmup_exchanges
     known = parameters(label.kind)
     settings = {key: known[key].default if value is None else value for key, value in common.items() if key in known}
     return settings | {key: value for key, value in label.options.items() if key not in TUNED}
