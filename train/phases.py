@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -97,7 +98,9 @@ def _split(
         is_leaf=lambda x: x is None,
     )
     alone = gp.over_devices(solitary.update, program.mesh, AXIS, (0, 0), (0, 0), donate_argnums=1)
-    single = _median(lambda s: alone(gradient, s)[1], place(everywhere, 0, program.mesh))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "axis_name=None")  # each device by itself is what is to be timed
+        single = _median(lambda s: alone(gradient, s)[1], place(everywhere, 0, program.mesh))
     encode, decode = _told_apart(max(0.0, whole - wire), single, devices)
     way = (
         "Encoding and decoding are told apart by a second program, in which each device decodes one payload "
