@@ -41,20 +41,18 @@ def check_apart(axis_name: AxisName, inner_axis: AxisName, model_axis: AxisName)
         )
 
 
-def check_mapped(axis_name: AxisName, inner_axis: AxisName, model_axis: AxisName) -> None:
-    """Check, while an update is traced, that all are mapped; warn where devices are, and none of them is given.
+def check_mapped(*axes: AxisName) -> None:
+    """Check, while an update is traced, that all are mapped; warn where devices are, and no axis is given.
 
     Args:
-      axis_name: the slow axis.
-      inner_axis: the fast one.
-      model_axis: the one over which parameters are sharded.
+      *axes: as in `check_apart`.
 
     Raises:
       NameError: one is not mapped.
     """
-    given = [*names(axis_name), *names(inner_axis), *names(model_axis)]
-    for axis in given:
-        axis_size(axis)
+    given = [name for axis in axes for name in names(axis)]
+    for name in given:
+        axis_size(name)
     mesh = jax.sharding.get_abstract_mesh()
     mapped = [axis for axis in mesh.manual_axes if mesh.shape[axis] > 1]
     if mapped and not given:

@@ -9,7 +9,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from gradpart_jax.accounting import Wire
+from gradpart_jax.accounting import Wire, nothing
 from gradpart_jax.exchange import AxisName
 from gradpart_jax.feedback import Memory, Sent
 from gradpart_jax.segments import Layout
@@ -99,9 +99,8 @@ def hold(name: str, reduced: Reduced, state: SchemeState, before: SchemeState, l
     """
 
     def contract() -> Reduced:
-        wire = Wire(jnp.float32(0.0), jnp.float32(0.0))
         mean = jnp.zeros(layout.total, jnp.float32)
-        return Reduced(mean, reduced.memory, jnp.bool_(True), wire, dense_report(layout))
+        return Reduced(mean, reduced.memory, jnp.bool_(True), nothing(), dense_report(layout))
 
     for what, found, wanted in (("Reduced", reduced, jax.eval_shape(contract)), ("state", state, before)):
         message = f"the scheme {name!r} gave the {what} first, and its contract asks for the other"

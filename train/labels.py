@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, combinations
 from typing import Any, NamedTuple
 
@@ -120,14 +120,17 @@ def briefly(texts: Iterable[str]) -> dict[str, str]:
     >>> list(briefly(["dense:learning_rate=0.004", "topk:learning_rate=0.01,density=0.1", "topk:density=0.2"]).values())
     ['dense', 'topk:density=0.1', 'topk:density=0.2']
     """
-    labels, names = {text: parse_label(text) for text in texts}, {}
-    for text, label in labels.items():
-        alike = [other.options for other in labels.values() if other.kind == label.kind]
+    labels = {text: parse_label(text) for text in texts}
+    kept: dict[str, Sequence[str]] = {}  # the options that tell the labels of a kind apart
+    for kind in {label.kind for label in labels.values()}:
+        alike = [label.options for label in labels.values() if label.kind == kind]
         keys = sorted(dict.fromkeys(chain(*alike)), key="learning_rate".__eq__)
         choices = chain.from_iterable(combinations(keys, count) for count in range(len(keys)))
         told = (some for some in choices if len({str([own.get(key) for key in some]) for own in alike}) == len(alike))
-        kept = next(told, keys)
-        pairs = [pair for pair in text.partition(":")[2].split(",") if pair.partition("=")[0] in kept]
+        kept[kind] = next(told, keys)
+    names = {}
+    for text, label in labels.items():
+        pairs = [pair for pair in text.partition(":")[2].split(",") if pair.partition("=")[0] in kept[label.kind]]
         names[text] = ":".join(filter(None, (label.kind, ",".join(pairs))))
     return names
 
