@@ -19,6 +19,7 @@ from train import data
 from train.bench import __main__ as bench
 from train.data import images, texts
 from train.data.augment import flip_crop
+from train.data.load import Source
 from train.data.prefetch import prefetched
 from train.datasets import noise
 from train.errors import UsageError
@@ -339,6 +340,16 @@ def test_damage_to_a_prepared_set_is_said_in_one_line(tmp_path) -> None:
     (folder / "dataset_info.json").write_text("{")
     with pytest.raises(UsageError, match="--data gradpart_pictures is damaged"):
         data.load("gradpart_pictures", tmp_path)
+
+
+def test_an_example_that_cannot_be_decoded_is_said_in_one_line() -> None:
+    class Deep:
+        def __getitem__(self, number: int) -> dict[str, Any]:
+            raise ValueError("PIL does not handle uint16 images. Please, install OpenCV instead.")
+
+    words = "--data mine: its example 3 cannot be decoded (PIL does not handle uint16 images. Please, install OpenCV"
+    with pytest.raises(UsageError, match=re.escape(words)):
+        Source(Deep(), "mine")[3]
 
 
 def test_a_set_of_three_examples_has_none_to_test_on(monkeypatch, tmp_path) -> None:

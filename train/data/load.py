@@ -35,12 +35,17 @@ class Source:
         """Read an example.
 
         Raises:
-          UsageError: the files are damaged.
+          UsageError: the files are damaged, or hold what cannot be decoded here.
         """
         try:
             return self.examples[number]
         except RuntimeError as error:  # of array_record, of whatever kind
             raise _damaged(self.name, error) from error
+        except Exception as error:  # whatever decoders raise, as of 16 bits without OpenCV
+            raise UsageError(
+                f"--data {self.name}: its example {number} cannot be decoded ({_reason(error)}): "
+                "mend that, or choose another set"
+            ) from error
 
 
 def load(name: str, data_dir: Path | None, *, image_size: int | None = None, window: int = texts.WINDOW) -> Dataset:
@@ -141,9 +146,12 @@ def _sources(name: str, builder: Any, data_dir: Path | None, label: str | None) 
 
 
 def _damaged(name: str, error: Exception) -> UsageError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
     again = "" if name in EMBEDDED else ", and prepare it again with `tfds build`"
-    return UsageError(f"--data {name} is damaged ({reason}): remove the folder of its version{again}")
+    return UsageError(f"--data {name} is damaged ({_reason(error)}): remove the folder of its version{again}")
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 @contextlib.contextmanager
