@@ -235,6 +235,16 @@ def test_trainings_with_other_settings_are_no_seeds_of_one_another(tmp_path: Pat
     assert "With partition it reached" in slow
 
 
+def test_regions_and_entropies_are_drawn_of_methods_that_have_them(tmp_path: Path) -> None:
+    make_run(tmp_path / "t", "topk")
+    alone, _ = layers(groups.gather(runs.find([tmp_path]), "t"))
+    assert [panel.title for panel in alone] == ["Threshold", "Density", "Sent against asked for"]
+    make_run(tmp_path / "p")
+    both, choices = layers(groups.gather(runs.find([tmp_path]), "t"))
+    key = next(panel for panel in both if panel.title == "Threshold of the key region")
+    assert [choices[at] for at in key.views[""].tags[0]] == ["partition, seed 0"]
+
+
 def test_names_leave_out_what_most_trainings_have_where_many_settings_differ(tmp_path: Path) -> None:
     usual = {"clip": 1.0, "rise": 0.05, "devices": 4, "momentum": 0.9}
     for key in usual:
@@ -447,7 +457,7 @@ HANDS = """<script>
     one.tagName === "CANVAS" ? [one] : one.shadowRoot ? canvases(one) : []);
   const drawn = (chart) => canvases(chart).some((one) => one.width && one.height &&
     new Uint32Array(one.getContext("2d").getImageData(0, 0, one.width, one.height).data.buffer).some((dot) => dot));
-  const blank = () => all(".chart:not([hidden])").filter((chart) => !drawn(chart)).length;
+  const blank = () => all(".chart").filter((chart) => !chart.closest("[hidden]") && !drawn(chart)).length;
   const found = { charts: all(".chart").length, blank: [], wide: 0 };
   const look = async () => {
     // A chart that was hidden is laid out anew before it is drawn
@@ -465,6 +475,7 @@ HANDS = """<script>
     for (const kind of ["input", "change"]) field.dispatchEvent(new Event(kind));
     await look();
   }
+  found.maps = all('[data-kind="map"]:not([hidden]) h3').map((one) => one.textContent);
   found.said = all("[data-said]").map((one) => one.textContent).join();
   found.width = innerWidth;
   found.complaints = complaints;
@@ -505,5 +516,6 @@ def test_a_browser_draws_every_chart_without_complaint(tmp_path: Path, width: in
     assert found["width"] == width
     assert found["wide"] <= 0
     assert found["charts"] == 25
+    assert found["maps"] == ["Threshold", "Density", "Sent against asked for"]  # of top-k, which was chosen last
     assert found["blank"] == [0] * len(found["blank"])
     assert re.fullmatch(r"At step 40 \S+ sent 2\.\d\d % of its entries, and remembered 97\.\d %\.", found["said"])

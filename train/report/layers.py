@@ -39,10 +39,10 @@ QUANTITIES = {
         "Where the key region begins: entries above are sent precisely.",
     ),
     "sparse": (
-        "Threshold of the sparse region",
+        "Threshold",
         "magnitude",
         True,
-        "Where the sparse region begins: entries below are not sent, but remembered.",
+        "Entries below are not sent, but remembered. By partition the sparse region begins here.",
     ),
     "density": (
         "Density",
@@ -54,7 +54,7 @@ QUANTITIES = {
         "Sent against asked for",
         "times",
         True,
-        "1 where the forecast was right; brighter where a layer sent more than it was asked for.",
+        "1 where a layer sent what it was asked for; brighter where it sent more.",
     ),
     "entropy": (
         "Entropy",
@@ -63,6 +63,7 @@ QUANTITIES = {
         "Layers with a higher entropy have a broader spread of magnitudes, and get more of the budget.",
     ),
 }
+FORETOLD = ("key", "entropy")  # which methods without a forecast do not have
 
 
 def layers(groups: Sequence[Group]) -> tuple[list[Panel], dict[str, str]]:
@@ -77,6 +78,9 @@ def layers(groups: Sequence[Group]) -> tuple[list[Panel], dict[str, str]]:
     runs = chosen(groups, "layers")
     held = [(group, run, _stash(run)) for group, run in runs]
     held = [(group, run, stash) for group, run, stash in held if stash]
+    for group, _, stash in held:
+        for key in () if group.foretells else FORETOLD:
+            del stash[key]
     panels = []
     for key, (title, unit, log, caption) in QUANTITIES.items():
         images = {f"{at}": stash[key] for at, (_, _, stash) in enumerate(held) if key in stash}

@@ -50,7 +50,7 @@
       for (const panel of all(select.closest("[data-section]"), '[data-kind="map"]')) {
         const figure = figureIn(panel);
         const held = figure.tags[0][select.value];
-        panel.classList.toggle("absent", !held);
+        panel.hidden = !held;
         if (!held) continue;
         const steps = held.steps;
         const source = figure.renderers[0].data_source;
