@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -223,3 +224,12 @@ def test_what_compiled_programs_carry_is_read_from_their_text() -> None:
     assert exchanges.carried(text) == 11 * 32 + 10 * 32 / 2 + 12 * 32 / 2
     with pytest.raises(ValueError, match="collective-permute"):
         exchanges.carried("v = f32[3]{0} collective-permute(w)")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is always full")
+@pytest.mark.parametrize("option", ["figure", "json"])
+def test_a_full_disk_is_said_in_one_line(tmp_path, capsys, option: str) -> None:
+    (tmp_path / "full.png").symlink_to("/dev/full")
+    given = {"figure": tmp_path / "plan.png", option: tmp_path / "full.png"}
+    assert program.main([part for key, path in given.items() for part in (f"--{key}", str(path))]) == 2
+    assert "full.png could not be written (No space left on device): free some space" in capsys.readouterr().err

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from train.errors import UsageError
+from train.log import written
 
 KINDS = (".png", ".svg", ".pdf", ".jpg")
 
@@ -50,6 +51,9 @@ def canvas(panels: int, path: Path, height: float = 4.4) -> Iterator[list[Any]]:
 
     Yields:
       The axes.
+
+    Raises:
+      UsageError: the disk is full.
     """
     import matplotlib as mpl
 
@@ -62,5 +66,6 @@ def canvas(panels: int, path: Path, height: float = 4.4) -> Iterator[list[Any]]:
         yield list(axes[0])
         for axis in axes[0]:
             axis.grid(alpha=0.25)
-        figure.savefig(path, dpi=130)
+        with written(path):
+            figure.savefig(path, dpi=130)
         plt.close(figure)

@@ -23,6 +23,7 @@ from gradpart_jax.sizes import plan_of
 from train import figures, traces
 from train.bench import compress
 from train.limits import MANY, within
+from train.log import written
 from train.screen import paper, say
 
 SMALL = 100_000  # elements, of the update that shows what does not grow
@@ -135,5 +136,6 @@ def main(args: Args) -> None:
     ):
         table.add_row(name, f"{1e9 * seconds:.2f} ns")
     console.print(table)
-    args.json.write_text(json.dumps(found._asdict(), indent=1) + "\n")
+    with written(args.json):
+        args.json.write_text(json.dumps(found._asdict(), indent=1) + "\n")
     say(console, f"written to {args.json}")

@@ -19,6 +19,7 @@ from gradpart_jax.segments import layout_of, ravel, sample_positions, unravel
 from train import figures, traces
 from train.bench.thresholds import RIVALS, Rival, cross_entropy
 from train.limits import MANY, within
+from train.log import written
 from train.screen import paper, say
 
 SETTLED = 50  # steps after which no step should be far off
@@ -179,7 +180,10 @@ def main(args: Args) -> None:
         table.add_section()
     console.print(table)
     if args.json:
-        args.json.write_text(json.dumps([s | {"ratios": r.ratios} for s, r in zip(summaries, results, strict=True)]))
+        with written(args.json):
+            args.json.write_text(
+                json.dumps([s | {"ratios": r.ratios} for s, r in zip(summaries, results, strict=True)])
+            )
     _draw(args, results)
     say(console, f"picture: {args.figure}")
 
