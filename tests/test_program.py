@@ -2,13 +2,16 @@
 
 import contextlib
 import errno
+import gc
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -511,6 +514,39 @@ def test_ctrl_c_that_python_ignored_ends_before_a_run_folder_is_made(tmp_path, d
         assert not settings.folder.exists()
         with pytest.raises(KeyboardInterrupt), Interrupts(print):
             pytest.fail("has begun")
+
+
+@pytest.mark.usefixtures("usual_signals")
+def test_ctrl_c_in_a_callback_of_the_garbage_collector_comes_again_without_a_traceback(capsys) -> None:
+    def call(*given: Any) -> None:
+        gc.callbacks.remove(call)
+        signal.raise_signal(signal.SIGINT)
+
+    @remembered()
+    def work() -> None:
+        gc.collect()
+        assert call not in gc.callbacks
+        for _ in range(1000):
+            time.sleep(0.01)
+
+    gc.callbacks.append(call)
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("usual_signals")
+def test_ctrl_c_of_which_a_module_makes_another_error_is_ctrl_c() -> None:
+    @remembered()
+    def work(number: int) -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+        raise ImportError("an extension could not be initialized")
+
+    with pytest.raises(ImportError):
+        work(0)
+    with pytest.raises(KeyboardInterrupt):
+        work(signal.SIGINT)
 
 
 def test_numbers_for_people() -> None:

@@ -6,12 +6,14 @@ import contextlib
 import os
 import signal
 import stat
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
 HANGUP: int | None = getattr(signal, "SIGHUP", None)  # which Windows has not
+SOON = 0.05  # seconds after which Ctrl-C comes again, when what ignored it is over
 _missed: list[int] = []  # signals; an Event's lock would be taken twice where they come one upon another
 
 
@@ -33,35 +35,59 @@ def leave_terminal() -> None:
 
 @contextlib.contextmanager
 def remembered() -> Iterator[None]:
-    """Remember Ctrl-C, for the length of a with-block, so that `check_missed` ends where it was ignored.
+    """Remember Ctrl-C, for the length of a with-block: where it was ignored it comes again, or `check_missed` ends.
 
-    Python ignores a KeyboardInterrupt in a callback, such as JAX's of the garbage collector, and a start has many.
+    Python ignores a KeyboardInterrupt in a callback, such as JAX's of the garbage collector, and a start has many. A
+    module that is being read may make an ImportError of it.
+
+    Raises:
+      KeyboardInterrupt: Ctrl-C came.
     """
 
     def hear(number: int, frame: FrameType | None) -> None:
         _missed.append(number)
         raise KeyboardInterrupt
 
+    def again(ignored: sys.UnraisableHookArgs) -> None:
+        if not isinstance(ignored.exc_value, KeyboardInterrupt):
+            usual(ignored)
+            return
+        later = threading.Timer(SOON, signal.raise_signal, [signal.SIGINT])
+        timers.append(later)
+        later.start()
+
+    timers: list[threading.Timer] = []
+    usual = sys.unraisablehook
     own = threading.current_thread() is threading.main_thread()
     if not own or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
     signal.signal(signal.SIGINT, hear)
+    sys.unraisablehook = again
     try:
         yield
+    except Exception as error:
+        check_missed(error)
+        raise
     finally:
+        for timer in timers:
+            timer.cancel()
+        sys.unraisablehook = usual
         signal.signal(signal.SIGINT, signal.default_int_handler)
         _missed.clear()
 
 
-def check_missed() -> None:
+def check_missed(cause: Exception | None = None) -> None:
     """End where Ctrl-C came and was ignored.
+
+    Args:
+      cause: what was made of it.
 
     Raises:
       KeyboardInterrupt: it was.
     """
     if _missed:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt from cause
 
 
 class Interrupts:
