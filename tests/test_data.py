@@ -213,7 +213,7 @@ def test_text_is_cut_into_windows_that_predict_the_next_byte(data_dir: Path) -> 
     np.testing.assert_array_equal(batch["input"][:, 1:], batch["label"][:, :-1])
     assert batch["label"][0, -1] == batch["input"][1, 0]
     assert found.test.size <= texts.EVALUATED
-    with pytest.raises(UsageError, match="a window of 0 bytes is out of range for --data stdlib: give 1 to"):
+    with pytest.raises(UsageError, match="--window 0 is out of range for --data stdlib, which has a split of"):
         data.load("stdlib", data_dir, window=0)
 
 
@@ -254,13 +254,25 @@ def test_text_sets_of_tfds(name: str, tmp_path) -> None:
     assert set(np.unique(batch["input"])) <= set(b" abcdefghij\n")
 
 
+def test_a_split_too_short_for_a_window_is_named() -> None:
+    long, short, empty = ([{"text": text}] for text in (b"word " * 100, b"word", b""))
+    assert texts.dataset("mine", "text", long, short, 4).test.size == 1
+    with pytest.raises(
+        UsageError, match="--window 64 is out of range for --data mine, which has a split of 5 bytes: give"
+    ):
+        texts.dataset("mine", "text", long, short, 64)
+    with pytest.raises(UsageError, match="--data mine has too little text to learn from or to test on: choose another"):
+        texts.dataset("mine", "text", long, empty, 64)
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [
         ("no_such_data", "--data no_such_data is unknown to tfds: digits, stdlib are embedded"),
         ("cifar10/no_such_config", "--data cifar10/no_such_config is unknown to tfds"),
         ("mnist", "--data mnist is not prepared as array_record: run `pip install -e '.[tfds]' && tfds build mnist"),
-        ("kitti", "--data kitti has neither images with one label each nor text"),
+        ("kitti", "--data kitti has neither text nor images (height, width, channels) with a ClassLabel each"),
+        ("kitti", "but image (Image of None x None x 3), image/file_name (Text), objects (Sequence)"),
     ],
 )
 def test_sets_that_cannot_be_used(name: str, words: str, tmp_path) -> None:

@@ -227,6 +227,13 @@ def test_images_that_a_model_would_make_nothing_of_are_refused() -> None:
         check.check_data(config.make(), data.Dataset((3, 8, 1), 10, "image", split, split))
 
 
+def test_fewer_examples_than_devices_are_refused_with_what_can_be_done() -> None:
+    split = data.Split(3, lambda numbers: {})
+    words = "--batch 128 is more than the 3 training examples: choose another --data, or fewer --devices than 4"
+    with pytest.raises(UsageError, match=words):
+        check.check_data(config.settle(config.make(), 4), data.Dataset((8, 8, 1), 10, "image", split, split))
+
+
 @pytest.mark.parametrize(
     ("refused", "words"),
     [
@@ -540,7 +547,8 @@ def test_ctrl_c_of_which_a_module_makes_another_error_is_ctrl_c() -> None:
     @remembered()
     def work(number: int) -> None:
         with contextlib.suppress(KeyboardInterrupt):
-            os.kill(os.getpid(), number)
+            if number:
+                signal.raise_signal(number)
         raise ImportError("an extension could not be initialized")
 
     with pytest.raises(ImportError):

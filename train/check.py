@@ -24,10 +24,10 @@ def check_data(config: Config, dataset: Dataset) -> None:
     """
     training, task = config.training, config.task
     if training.batch > dataset.train.size:
-        most = dataset.train.size // (config.devices * training.accumulate) * config.devices * training.accumulate
-        raise UsageError(
-            f"--batch {training.batch} is more than the {dataset.train.size} training examples: use at most {most}"
-        )
+        parts = config.devices * training.accumulate
+        most = dataset.train.size // parts * parts
+        remedy = f"use at most {most}" if most else f"choose another --data, or fewer --devices than {config.devices}"
+        raise UsageError(f"--batch {training.batch} is more than the {dataset.train.size} training examples: {remedy}")
     if task.augment != "none" and dataset.kind != "image":
         raise UsageError(f"--augment {task.augment} is of images, and --data {task.data} is text: use none")
     if task.model == "conv" and dataset.kind == "image" and min(dataset.inputs[:2]) < LEAST:

@@ -77,9 +77,10 @@ def load(name: str, data_dir: Path | None, *, image_size: int | None = None, win
             return images.dataset(name, builder.info, keys, *_sources(name, builder, data_dir, keys[1]), image_size)
         if text:
             return texts.dataset(name, text, *_sources(name, builder, data_dir, None), window)
+    found = ", ".join(f"{key} ({_kind(feature)})" for key, feature in builder.info.features.items())
     raise UsageError(
-        f"--data {name} has neither images with one label each nor text, but {', '.join(builder.info.features)}: "
-        "choose another set"
+        f"--data {name} has neither text nor images (height, width, channels) with a ClassLabel each, as supervised "
+        f"keys or named image and label, but {found}: choose another set, or prepare it so"
     )
 
 
@@ -148,6 +149,11 @@ def _sources(name: str, builder: Any, data_dir: Path | None, label: str | None) 
 def _damaged(name: str, error: Exception) -> UsageError:
     again = "" if name in EMBEDDED else ", and prepare it again with `tfds build`"
     return UsageError(f"--data {name} is damaged ({_reason(error)}): remove the folder of its version{again}")
+
+
+def _kind(feature: Any) -> str:
+    shape = getattr(feature, "shape", ())
+    return type(feature).__name__ + (f" of {' x '.join(map(str, shape))}" if shape and isinstance(shape, tuple) else "")
 
 
 def _reason(error: Exception) -> str:

@@ -46,7 +46,7 @@ def dataset(name: str, key: str, train: Any, test: Any, window: int) -> Dataset:
       Dataset: each label is the byte after.
 
     Raises:
-      UsageError: there is less text than a window.
+      UsageError: there is less text than a window, or too little for any.
     """
     splits = _windows(name, key, train, window, None), _windows(name, key, test, window, EVALUATED)
     return Dataset((window,), 256, "text", *splits)
@@ -54,8 +54,13 @@ def dataset(name: str, key: str, train: Any, test: Any, window: int) -> Dataset:
 
 def _windows(name: str, key: str, source: Any, window: int, most: int | None) -> Split:
     text = _text(source, key)
-    if not 1 <= window < text.size:
-        raise UsageError(f"a window of {window} bytes is out of range for --data {name}: give 1 to {text.size - 1}")
+    if text.size < 3:
+        raise UsageError(f"--data {name} has too little text to learn from or to test on: choose another set")
+    if not 2 <= window < text.size:
+        raise UsageError(
+            f"--window {window} is out of range for --data {name}, which has a split of {text.size} bytes: "
+            f"give 2 to {text.size - 1}"
+        )
     count = (text.size - 1) // window
     stride = max(1, count // most) if most else 1
 
