@@ -149,6 +149,7 @@ def test_several_budgets_are_drawn_against_the_link_ratio(tmp_path, panels) -> N
             assert [tick.get_text() for tick in ends.get_yticklabels()] == ["topk, 29.4 x", "dense, 1 x"]
     assert "at 100 x" in ways.get_title()
     assert ends.lines[1].get_xdata().tolist() == pytest.approx([29.4, 98, 294])
+    assert ways.lines[0].get_marker() != ways.lines[1].get_marker() == ends.lines[1].get_marker()
 
 
 def test_a_picture_shows_one_evaluation_and_goes_without_results(tmp_path, panels) -> None:

@@ -12,8 +12,11 @@ import numpy as np
 from train import figures
 from train.labels import briefly
 from train.log import times
+from train.report.groups import COLOURS
 
 CURVES = 10  # methods whose way is drawn: with more, none can be told from another
+MARKS = "os^DvPX<>*"  # a shape a method: not everyone tells colours apart, and there may be more methods than colours
+MARKED = 8  # places of a way that bear its shape
 LETTERS = 32  # of a line of a name: a longer one would leave the panels no room
 
 
@@ -25,6 +28,13 @@ class Ended(NamedTuple):
     link_ratio: float
     scores: list[float]  # one a seed, at the end
     ways: list[Mapping[int, float]]  # one a seed: test score by step
+
+
+class Look(NamedTuple):
+    """What tells a method from others in both panels."""
+
+    colour: str
+    mark: str
 
 
 def draw(methods: Sequence[Ended], kind: str, path: Path) -> None:
@@ -48,7 +58,7 @@ def draw(methods: Sequence[Ended], kind: str, path: Path) -> None:
         for method, name in briefly(m.method for m in shown).items()
     }
     lines = sum(1 + names[m.method].count("\n") for m in shown)
-    colours = {method: mpl.colormaps["tab10"](n % 10) for n, method in enumerate(names)}
+    looks = {method: Look(COLOURS[n % len(COLOURS)], MARKS[n % len(MARKS)]) for n, method in enumerate(names)}
     budgets = sorted({m.budget for m in methods if m.budget})
     several = len(budgets) > 1
     middle = budgets[(len(budgets) - 1) // 2] if budgets else None
@@ -56,19 +66,19 @@ def draw(methods: Sequence[Ended], kind: str, path: Path) -> None:
 
     with figures.canvas(2, path, height=5.4 if several else max(4.0, 1.3 + 0.27 * lines)) as (ends, ways):
         if several:
-            _by_ratio(ends, shown, names, colours)
+            _by_ratio(ends, shown, names, looks)
             ends.set(title=f"{score}, by link ratio")
         else:
-            _rows(ends, shown, names, colours, kind)
+            _rows(ends, shown, names, looks, kind)
             ends.set(title=f"{score}, at the end of training")
         for method in followed:
             # What a seed did that diverged is far out of the picture
             held = [way for way, score in zip(method.ways, method.scores, strict=True) if np.isfinite(score)]
             steps = sorted(set.intersection(*(set(way) for way in held)))
             values = np.array([[way[step] for step in steps] for way in held])
-            colour, label = colours[method.method], names[method.method]
-            mark = "o" if len(steps) == 1 else None  # no line is seen of one evaluation alone
-            ways.plot(steps, values.mean(axis=0), color=colour, label=label, lw=1.4, marker=mark, ms=4)
+            (colour, mark), label = looks[method.method], names[method.method]
+            every = -(-len(steps) // MARKED)
+            ways.plot(steps, values.mean(axis=0), color=colour, label=label, lw=1.4, marker=mark, ms=4, markevery=every)
             ways.fill_between(steps, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.2, lw=0)
         ways.set(title=f"{score}, by step" + (f" at {middle:g} x" if several else ""))
         ways.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
@@ -77,14 +87,15 @@ def draw(methods: Sequence[Ended], kind: str, path: Path) -> None:
             ways.legend(*named, frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
-def _rows(axis: Any, shown: Sequence[Ended], names: Mapping[str, str], colours: Mapping[str, Any], kind: str) -> None:
+def _rows(axis: Any, shown: Sequence[Ended], names: Mapping[str, str], looks: Mapping[str, Look], kind: str) -> None:
     """Draw a row a method, with a point a seed and a stroke for the mean, and uncompressed training across all."""
     import matplotlib as mpl
 
     order = sorted(shown, key=lambda m: float(np.nanmean(m.scores)), reverse=kind == "text")
     for place, method in enumerate(order):
-        axis.scatter(method.scores, [place] * len(method.scores), color=colours[method.method], s=18, zorder=2)
-        axis.scatter(np.nanmean(method.scores), place, color=colours[method.method], s=150, marker="|", zorder=3)
+        colour, mark = looks[method.method]
+        axis.scatter(method.scores, [place] * len(method.scores), color=colour, marker=mark, s=18, zorder=2)
+        axis.scatter(np.nanmean(method.scores), place, color=colour, s=150, marker="|", zorder=3)
         if method.link_ratio == 1:
             axis.axvline(float(np.nanmean(method.scores)), color="#999999", lw=0.8, ls=":")
     axis.set(ylim=(-0.7, len(order) - 0.3), yticks=range(len(order)))
@@ -96,19 +107,19 @@ def _rows(axis: Any, shown: Sequence[Ended], names: Mapping[str, str], colours: 
         axis.xaxis.set_minor_locator(mpl.ticker.NullLocator())
 
 
-def _by_ratio(axis: Any, shown: Sequence[Ended], names: Mapping[str, str], colours: Mapping[str, Any]) -> None:
+def _by_ratio(axis: Any, shown: Sequence[Ended], names: Mapping[str, str], looks: Mapping[str, Look]) -> None:
     """Draw a line a method through the means at its budgets, uncompressed training across all."""
     import matplotlib as mpl
 
-    for method, colour in colours.items():
+    for method, (colour, mark) in looks.items():
         own = sorted((m for m in shown if m.method == method), key=lambda m: m.link_ratio)
         at = [m.link_ratio for m in own]
         if at == [1]:
             axis.axhline(float(np.nanmean(own[0].scores)), color=colour, lw=1, ls=":", label=names[method])
             continue
-        axis.plot(at, [np.nanmean(m.scores) for m in own], color=colour, label=names[method], lw=1.4, marker="o", ms=4)
+        axis.plot(at, [np.nanmean(m.scores) for m in own], color=colour, label=names[method], lw=1.4, marker=mark, ms=5)
         for one in own:
-            axis.scatter([one.link_ratio] * len(one.scores), one.scores, color=colour, s=8, alpha=0.5)
+            axis.scatter([one.link_ratio] * len(one.scores), one.scores, color=colour, marker=mark, s=8, alpha=0.5)
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 3)))
     axis.xaxis.set_major_formatter("{x:g}")
