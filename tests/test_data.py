@@ -339,6 +339,19 @@ def test_a_prepared_set_of_compressed_pictures(tmp_path) -> None:
         assert np.ptp(whole["input"][whole["label"] == label]) < 1e-4
 
 
+def test_labels_that_are_no_class_and_a_class_alone_are_refused(monkeypatch, tmp_path) -> None:
+    GradpartPictures(data_dir=str(tmp_path), file_format="array_record").download_and_prepare(
+        file_format="array_record"
+    )
+    monkeypatch.setattr(images, "_classes", lambda info, label: 3)
+    found = data.load("gradpart_pictures", tmp_path, image_size=8)
+    with pytest.raises(UsageError, match=r"its example \d+ has the label 3, which is none of its 3 classes: choose"):
+        found.train.read(np.arange(36))
+    monkeypatch.setattr(images, "_classes", lambda info, label: 1)
+    with pytest.raises(UsageError, match="--data gradpart_pictures has one class alone"):
+        data.load("gradpart_pictures", tmp_path)
+
+
 def test_damage_to_a_prepared_set_is_said_in_one_line(tmp_path) -> None:
     made = GradpartPictures(data_dir=str(tmp_path), file_format="array_record")
     made.download_and_prepare(file_format="array_record")

@@ -58,11 +58,14 @@ def dataset(name: str, info: Any, keys: tuple[str, str], train: Any, test: Any, 
       and deviation 1 per channel, as found in a sample of the training images.
 
     Raises:
-      UsageError: the size is out of range, or the images have no fixed number of channels.
+      UsageError: the size is out of range, the images have no fixed number of channels, or there is one class alone.
     """
     *sides, channels = info.features[keys[0]].shape
     if channels is None:
         raise UsageError(f"--data {name} has images of any number of channels: choose another set")
+    classes = _classes(info, keys[1])
+    if classes < 2:
+        raise UsageError(f"--data {name} has one class alone, so that nothing is to be learned: choose another set")
     within(("--image-size", size, 4, 1024))
     if size is None and None in sides:
         size = SIZES.get(name.partition("/")[0].partition(":")[0], SIZE)
@@ -75,8 +78,8 @@ def dataset(name: str, info: Any, keys: tuple[str, str], train: Any, test: Any, 
         scale = Scale(np.full(channels, peak / 2, np.float32), np.full(channels, 1 / peak, np.float32))
     else:
         scale = _scale_of(pixels[0])
-    splits = [Split(len(each.source), _reader(each, scale)) for each in pixels]
-    return Dataset(shape, _classes(info, keys[1]), "image", *splits)
+    splits = [Split(len(each.source), _reader(each, scale, name, classes)) for each in pixels]
+    return Dataset(shape, classes, "image", *splits)
 
 
 class Pixels:
@@ -170,9 +173,15 @@ def _scale_of(pixels: Pixels) -> Scale:
     return Scale(mean.astype(np.float32), factor.astype(np.float32))
 
 
-def _reader(pixels: Pixels, scale: Scale) -> Callable[[np.ndarray], Batch]:
+def _reader(pixels: Pixels, scale: Scale, name: str, classes: int) -> Callable[[np.ndarray], Batch]:
     def read(numbers: np.ndarray) -> Batch:
         images, labels = pixels.read(numbers)
+        wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+        if wrong.size:  # -1 stands for none, and would be taken for the last class
+            raise UsageError(
+                f"--data {name}: its example {numbers[wrong[0]]} has the label {labels[wrong[0]]}, which is none of "
+                f"its {classes} classes: choose another set, or prepare it without such examples"
+            )
         # Whole rows at once: numpy is slow over a last axis of three.
         mean, factor = (np.tile(x, images.shape[2]) for x in scale)
         rows = images.reshape(*images.shape[:2], -1).astype(np.float32)
