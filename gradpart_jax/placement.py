@@ -61,7 +61,9 @@ def state_specs(
         specs = jax.tree.leaves(param_specs, is_leaf=_is_spec)
         return all(jnp.ndim(leaf) >= len(spec) for leaf, spec in zip(jax.tree.leaves(node), specs, strict=True))
 
-    def place(axis: int | None, leaf: Any) -> PartitionSpec:
+    def place(axis: int | None, leaf: Any) -> PartitionSpec | None:
+        if leaf is None:  # no leaf, but a place that is left empty, as Equinox has them
+            return None
         if axis is not None and not jnp.ndim(leaf):
             raise ValueError(
                 "a number in opt_state differs per device: map by gp.over_devices, with gp.state_axes in place of specs"

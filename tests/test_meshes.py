@@ -358,3 +358,11 @@ def test_a_number_of_one_device_cannot_be_laid_along_an_axis() -> None:
     state = optax.MultiSteps(optax.chain(cheap("data"), optax.sgd(0.1)), 2).init(jnp.float32(1.0))
     with pytest.raises(ValueError, match=r"map by gp\.over_devices"):
         gp.state_specs(state, "data")
+
+
+def test_places_left_empty_among_parameters_stay_so() -> None:
+    params = {"kernel": jnp.zeros((8, 2)), "static": None}
+    state = optax.chain(cheap("data"), optax.adam(0.1)).init(params)
+    shards = {"kernel": P("model"), "static": None}
+    assert gp.state_specs(state, "data")[1][0].mu == {"kernel": P(), "static": None}
+    assert gp.state_specs(state, "data", param_specs=shards)[1][0].mu == shards
