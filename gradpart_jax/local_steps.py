@@ -184,8 +184,7 @@ def local_updates(
                 usual = replicated(_kept)(state.stats.capacity, elements=layout.elements, rule=rule, devices=devices)
                 share = jnp.minimum(share, usual)
         ahead = share * state.memory.residual + _owned(state, layout, axis_name)
-        own = jax.tree.map(jnp.subtract, wide, unravel(ahead, wide, layout))
-        return jax.tree.map(lambda x, like: x.astype(like.dtype), own, anchor)
+        return _cast(jax.tree.map(jnp.subtract, wide, unravel(ahead, wide, layout)), anchor)
 
     def init(params: Any) -> LocalUpdatesState:
         exchanged = exchange.init(_wide(params))  # before the optimizer, for it names what no optimizer takes
@@ -225,7 +224,7 @@ def local_updates(
                 change = jax.tree.map(jnp.subtract, _wide(start(before, exchanged)), _wide(moved()))
             mean, exchanged = exchange.update(change, exchanged, _wide(before))
             taken, outside = outer.update(mean, outside, _wide(before))
-            return optax.apply_updates(before, taken), _restated(exchanged, every), outside
+            return _cast(optax.apply_updates(_wide(before), taken), before), _restated(exchanged, every), outside
 
         def go_on(exchanged: Any, outside: Any) -> tuple[Any, Any, Any]:
             return before, _restated(exchanged, 0), outside
@@ -320,6 +319,10 @@ def _wide(tree: Any) -> Any:
         return jnp.asarray(x, jnp.float32) if short else x
 
     return jax.tree.map(widen, tree)
+
+
+def _cast(tree: Any, like: Any) -> Any:
+    return jax.tree.map(lambda x, leaf: x.astype(leaf.dtype), tree, like)
 
 
 def _all_finite(tree: Any) -> jax.Array:

@@ -233,6 +233,14 @@ def test_parameters_of_short_floats_are_agreed_on_too() -> None:
     assert {x.dtype for x in jax.tree.leaves((params, state.anchor))} == {jnp.dtype(jnp.bfloat16)}
 
 
+def test_short_floats_are_borne_where_a_program_promotes_types_strictly() -> None:
+    tx = gp.recipes.sgd(0.1, ratio=10.0)
+    with jax.numpy_dtype_promotion("strict"):
+        params = {"kernel": jnp.zeros((8, 8), jnp.bfloat16)}
+        updates, _ = jax.eval_shape(tx.update, params, tx.init(params), params)
+    assert updates["kernel"].dtype == jnp.bfloat16
+
+
 def loss_of(params) -> float:
     return float(sum(jnp.sum((p[0] - t) ** 2) for p, t in zip(*map(jax.tree.leaves, (params, TARGET)), strict=True)))
 
