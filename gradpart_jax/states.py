@@ -149,9 +149,10 @@ def find_state(opt_state: Any) -> CompressState:
     if len(found) != 1:
         raise ValueError(
             f"opt_state holds {len(found)} states of gp.compress, not one: "
-            + ("pass the part that is meant" if found else "chain gp.partition_compress into the optimizer")
+            + ("pass the part that is meant" if found else "chain gp.partition_compress into the optimizer; ")
+            + ("" if found else "of an nnx.Optimizer pass opt_state, for nnx.state and nnx.split tell nothing of it")
         )
-    return found[0]
+    return found[0]._replace(stats=Stats(*jax.tree.leaves(found[0].stats)))  # flax's nnx wraps each array
 
 
 def is_compressed(node: Any) -> bool:

@@ -532,6 +532,9 @@ def test_it_composes_with_nnx_optimizer() -> None:
     for _ in range(300):
         step(model, optimizer)
     assert float(loss(model)) < 0.5 * before
+    assert float(f"{gp.stats(optimizer.opt_state).payload_ratio:.2f}") >= 1
+    with pytest.raises(ValueError, match=r"pass opt_state"):
+        gp.stats(nnx.state(optimizer))
 
 
 def test_the_state_is_a_scan_carry() -> None:
