@@ -21,6 +21,7 @@ from gradpart_jax.buffers import gather as read
 from gradpart_jax.codecs import IndexCodec, index_codec
 from gradpart_jax.exchange import AxisName, axis_size, gather, mean
 from gradpart_jax.feedback import Sent
+from gradpart_jax.payload import most_within
 from gradpart_jax.scheme import Reduced, Report, Settle
 from gradpart_jax.segments import Layout, count_by_segment, segment_of
 from gradpart_jax.varying import alike
@@ -119,13 +120,11 @@ def ratio_within(bits_per_element: float, elements: int, *, value_bits: float = 
     >>> round(ratio_within(0.32, 1_000_000), 4)
     0.0078
     """
-    low, high = 1, max(elements, 1)
-    while low < high:
-        middle = (low + high + 1) // 2
-        bits = WORD_BITS * HEADER_WORDS + index_codec(elements, middle).bits + value_bits * middle
-        fits = bits <= bits_per_element * elements
-        low, high = (middle, high) if fits else (low, middle - 1)
-    return low / max(elements, 1)
+
+    def cost(entries: int) -> float:
+        return WORD_BITS * HEADER_WORDS + index_codec(elements, entries).bits + value_bits * entries
+
+    return most_within(cost, bits_per_element * elements, elements) / max(elements, 1)
 
 
 def share(
