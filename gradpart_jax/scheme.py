@@ -63,7 +63,7 @@ class Scheme(NamedTuple):
 
 
 def dense_report(layout: Layout) -> Report:
-    """Report that every element was sent.
+    """Report that every element was sent; whoever sends less replaces what differs.
 
     Args:
       layout: the segments.

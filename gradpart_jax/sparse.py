@@ -22,7 +22,7 @@ from gradpart_jax.codecs import IndexCodec, index_codec
 from gradpart_jax.exchange import AxisName, axis_size, gather, mean
 from gradpart_jax.feedback import Sent
 from gradpart_jax.payload import most_within
-from gradpart_jax.scheme import Reduced, Report, Settle
+from gradpart_jax.scheme import Reduced, Report, Settle, dense_report
 from gradpart_jax.segments import Layout, count_by_segment, segment_of
 from gradpart_jax.varying import alike
 
@@ -177,15 +177,13 @@ def share(
     devices = payloads.shape[0]
     realised = counts.astype(jnp.float32) / devices
     surplus = jnp.maximum(shape.candidates(payloads) - capacity, 0)
-    report = Report(
+    report = dense_report(layout)._replace(
         sent=jnp.sum(counts).astype(jnp.float32) / devices,
         capacity=jnp.int32(capacity),
         overflow=jnp.sum(surplus).astype(jnp.float32) / devices,
         threshold=jnp.stack([least / jnp.maximum(senders, 1)] * 2, axis=-1),
         asked=realised if asked is None else asked,
         realised=realised,
-        segment_entropy=nothing,
-        forecast_error=jnp.float32(0.0),
     )
     wire = accounting.gathered(shape.bits, devices)
     return Reduced(total / devices, memory, finite, wire, report)
@@ -236,13 +234,6 @@ def report_at(indices: jax.Array, layout: Layout) -> Report:
       A Report with no thresholds.
     """
     realised = count_by_segment(indices, layout).astype(jnp.float32)
-    return Report(
-        sent=jnp.sum(realised),
-        capacity=jnp.int32(indices.shape[0]),
-        overflow=jnp.float32(0.0),
-        threshold=jnp.zeros((layout.segments, 2), jnp.float32),
-        asked=realised,
-        realised=realised,
-        segment_entropy=jnp.zeros(layout.segments, jnp.float32),
-        forecast_error=jnp.float32(0.0),
+    return dense_report(layout)._replace(
+        sent=jnp.sum(realised), capacity=jnp.int32(indices.shape[0]), asked=realised, realised=realised
     )

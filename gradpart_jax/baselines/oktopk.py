@@ -21,7 +21,7 @@ from gradpart_jax.exchange import AxisName, axis_size, deal, gather, total
 from gradpart_jax.feedback import Sent
 from gradpart_jax.magnitudes import entries, largest_of_each, rank_magnitude, reaching
 from gradpart_jax.replicated import replicated
-from gradpart_jax.scheme import Reduced, Report, Scheme, SchemeState, Settle
+from gradpart_jax.scheme import Reduced, Report, Scheme, SchemeState, Settle, dense_report
 from gradpart_jax.segments import Layout, count_by_segment
 from gradpart_jax.sparse import SparseFormat
 
@@ -213,14 +213,11 @@ def _report(
     places: jax.Array, capacity: int, left_out: jax.Array, devices: int, threshold: jax.Array, layout: Layout
 ) -> Report:
     counts = jnp.sum(jax.vmap(lambda p: count_by_segment(jnp.sort(p), layout))(places), axis=0).astype(jnp.float32)
-    bound = jnp.broadcast_to(threshold / devices, (layout.segments, 2))
-    return Report(
+    return dense_report(layout)._replace(
         sent=jnp.sum(counts),
         capacity=jnp.int32(capacity),
         overflow=left_out.astype(jnp.float32) / devices,
-        threshold=bound,
+        threshold=jnp.broadcast_to(threshold / devices, (layout.segments, 2)),
         asked=counts,
         realised=counts,
-        segment_entropy=jnp.zeros(layout.segments, jnp.float32),
-        forecast_error=jnp.float32(0.0),
     )
