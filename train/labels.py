@@ -14,7 +14,7 @@ from train.registry import METHODS, Method, parameters
 TUNED = ("learning_rate", "local_steps", "recipe", "nesterov", "agreement", "keep_own")
 RECIPE_NAMES = ("local", "after", "before")
 SIZES = ("density", "rank", "bits", "keep")  # of methods that a budget sizes, where a label does not
-NOT_OPTIONS = {"axis_name", "inner_axis", "model_axis", "ratio", "bits_per_element", "static_args", "devices"}
+NOT_OPTIONS = {"axis_name", "inner_axis", "model_axis", "ratio", "bits_per_element", "devices"}
 
 
 class Label(NamedTuple):

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import optax
 
 import gradpart_jax as gp
+from gradpart_jax.accounting import WORD_BITS
 from gradpart_jax.baselines.demo import tiles_of
 from gradpart_jax.baselines.powersgd import groups_of
 from gradpart_jax.payload import most_within
 from gradpart_jax.segments import Layout, layout_of
 from gradpart_jax.sparse import ratio_within
 
-WORD_BITS = 32
 SMALLEST_DENSITY = 1e-6
 DENSITY = "density"  # what users call the makers' `ratio`, for a ratio here is one of bytes
 

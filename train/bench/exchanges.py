@@ -33,7 +33,6 @@ from train.limits import MANY, within
 from train.screen import paper, say
 
 CHIPS = 2  # of a host, in "hierarchical"
-WORD_BITS = 32
 
 
 @dataclasses.dataclass(frozen=True)
