@@ -5,7 +5,6 @@ A rival is called with the present gradient + memory, float[n], and the share to
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Protocol
 
@@ -111,9 +110,9 @@ RIVALS: dict[str, tuple[Callable[[], Rival], str | None]] = {
     "DGC, sampled": (Sampled, None),
 }
 
-_fitted = functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))(bounds)
-_quantile = functools.partial(jax.jit, static_argnums=(1, 2))(quantiles)
-_of_sample = functools.partial(jax.jit, static_argnums=(2, 3, 4))(sampled)
+_fitted = jax.jit(bounds, static_argnums=(2, 3, 4, 5))
+_quantile = jax.jit(quantiles, static_argnums=(1, 2))
+_of_sample = jax.jit(sampled, static_argnums=(2, 3, 4))
 
 
 def _flat(x: np.ndarray) -> tuple[jax.Array, Layout]:
