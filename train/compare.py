@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,12 +14,12 @@ from rich.markup import escape
 
 from train import methods, options, picture, report
 from train.config import Config, change, groups
-from train.errors import UsageError, status_of
-from train.interrupts import check_missed, remembered
+from train.errors import UsageError
+from train.interrupts import check_missed
 from train.labels import parse_labels
 from train.limits import within
 from train.log import plain
-from train.main import begin, ended
+from train.main import carry_out
 from train.results import Entry, endings, table, tabulate
 from train.screen import paper, say
 from train.studies import STUDIES, StudyName
@@ -64,23 +63,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
       The exit status: 0, 1 where training broke down, 2 for a mistake in the options, 3 where another process is
-      lost, 130 for Ctrl-C, 141 where nobody reads on what is printed.
+      lost, 130 for Ctrl-C, 141 where nobody reads on what is printed, 143 for an end that the system asked for.
     """
-    given = list(sys.argv[1:] if arguments is None else arguments)
 
-    @remembered()
-    def work() -> None:
-        comparison = parse(given)
-        from train import check, folders, hosts
+    def train(comparison: Comparison, command: str) -> None:
+        from train import hosts
 
-        with hosts.company():
-            comparison = begin(comparison)
-            hosts.together(lambda: check.check(comparison), "the check of options")
-            # Dependencies' warnings tell a user of this program nothing.
-            warnings.simplefilter("ignore")
-            run(comparison, paper(quiet=not hosts.leads()), folders.command(PROG, given))
+        run(comparison, paper(quiet=not hosts.leads()), command)
 
-    return ended(status_of(work))
+    return carry_out(PROG, arguments, parse, train)
 
 
 def parse(arguments: Sequence[str]) -> Comparison:

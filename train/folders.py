@@ -9,7 +9,6 @@ import os
 import shlex
 import shutil
 import socket
-import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -284,14 +283,14 @@ def keep_header(header: dict[str, Any], folder: Path, done: int) -> dict[str, An
     return header
 
 
-def command(module: str, arguments: Sequence[str] | None) -> str:
+def command(module: str, arguments: Sequence[str]) -> str:
     """Write the command line that started this.
 
     Args:
       module: run by python -m.
-      arguments: given to it; None takes the process's own.
+      arguments: given to it.
 
     Returns:
       The command.
     """
-    return shlex.join(["python", "-m", module, *(sys.argv[1:] if arguments is None else arguments)])
+    return shlex.join(["python", "-m", module, *arguments])

@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from train import options, pages
 from train.config import VIRTUAL_DEVICES, Config, Settings, change, settle
@@ -24,7 +24,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
       The exit status: 0, 1 where training broke down, 2 for a mistake in the options, 3 where another process is
-      lost, 130 for Ctrl-C, 141 where nobody reads on what is printed.
+      lost, 130 for Ctrl-C, 141 where nobody reads on what is printed, 143 for an end that the system asked for.
+    """
+
+    def train(config: Config, command: str) -> None:
+        from train import hosts, loop, screen
+
+        loop.run(config, screen.paper(quiet=not hosts.leads()), command)
+
+    return carry_out(PROG, arguments, parse, train)
+
+
+def carry_out(
+    prog: str,
+    arguments: Sequence[str] | None,
+    parse: Callable[[Sequence[str]], Settings],
+    train: Callable[[Settings, str], object],
+) -> int:
+    """Carry a program out that trains: parse, meet other processes, check, train, and part from them.
+
+    Args:
+      prog: the program's name.
+      arguments: of the command line; None takes the process's own.
+      parse: makes a configuration of them, not settled.
+      train: is given the settled and checked configuration, and the command line.
+
+    Returns:
+      The exit status.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
 
@@ -32,28 +58,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work() -> None:
         config = parse(given)
         # Imported here: reading the library must not slow --help down.
-        from train import check, folders, hosts, loop, screen
+        from train import check, folders, hosts
 
         with hosts.company():
             config = begin(config)
             hosts.together(lambda: check.check(config), "the check of options")
             # Dependencies' warnings tell a user of this program nothing.
             warnings.simplefilter("ignore")
-            loop.run(config, screen.paper(quiet=not hosts.leads()), folders.command(PROG, given))
+            train(config, folders.command(prog, given))
 
-    return ended(status_of(work))
-
-
-def ended(status: int) -> int:
-    """Part from other processes, where there are any.
-
-    Args:
-      status: of the program.
-
-    Returns:
-      The status.
-    """
-    if "train.hosts" not in sys.modules:
+    status = status_of(work)
+    if "train.hosts" not in sys.modules:  # ended before there were others
         return status
     from train import hosts
 
