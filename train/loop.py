@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,9 +68,8 @@ def run(config: Config, console: Console, command: str = "loop.run") -> list[dic
             # Where hosts share no disk an older one may have been left: the launcher is to see that it is this run's
             os.utime(config.folder / "config.json")
         summaries: list[dict[str, Any]] = []
-        for program in programs:
-            one = Run(config, config.folder / program.label.folder, command)
-            summaries.append(train(one, program, dataset, console))
+        for program, folder in zip(programs, kept, strict=True):
+            summaries.append(train(Run(config, folder, command), program, dataset, console))
             if summaries[-1]["status"] == DIVERGED:
                 raise NonFiniteError(summaries[-1]["why"])
         console.print(screen.summary_table(summaries))
@@ -77,7 +77,7 @@ def run(config: Config, console: Console, command: str = "loop.run") -> list[dic
             # Imported here: reading bokeh must not slow every process's start down
             from train import report
 
-            page = report.write([config.folder / label.folder for label in labels], config.folder / "report.html")
+            page = report.write(kept, config.folder / "report.html")
             say(console, f"report: {page}")
         return summaries
 
@@ -209,7 +209,7 @@ def check_resumable(config: Config, *kept: Path) -> None:
             )
 
 
-def _stand(program: Program, saved: Checkpoints, fresh: step.State, notice: Any) -> Standing:
+def _stand(program: Program, saved: Checkpoints, fresh: step.State, notice: Callable[[str], None]) -> Standing:
     mesh, axes = program.mesh, program.axes
     start = spread_out(fresh, axes, mesh.size)
     found = saved.restore(start, axes, notice)
