@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from gradpart_jax.placement import each_leaf
 from train import hosts
 from train.errors import UsageError
 from train.parts import Part, assemble, devices_of, load, pack
@@ -147,10 +148,7 @@ class Checkpoints:
         total, here = (devices_of(tree, axes) for tree in (like, state))
         if part.place == own and (total is None or here is None or here * own[1] == total):
             # What is empty was not written, and has as many rows as all devices
-            state = jax.tree.map(
-                lambda axis, x: x if axis is None or x.size else x[: len(x) // own[1]],
-                axes, state, is_leaf=lambda x: x is None,
-            )  # fmt: skip
+            state = each_leaf(lambda x, axis: x if axis is None or x.size else x[: len(x) // own[1]], state, axes)
             return Found(step, state, part.facts, whole=own[1] == 1)
         parts = [assemble(self._load(number, step), like, axes) for number in range(part.place[1])]
         state = jax.tree.map(

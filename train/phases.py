@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 import gradpart_jax as gp
+from gradpart_jax.placement import each_leaf
 from gradpart_jax.states import find_state
 from train import hosts, methods, optimizer, step
 from train.config import Config, change
@@ -91,12 +92,7 @@ def _split(
         return whole, 0.0, "With one device there is no wire, and decoding is counted as encoding."
     solitary = methods.build(program.label, config.exchange, None, program.ratio, 1)
     here = devices // hosts.count()
-    everywhere = jax.tree.map(
-        lambda x, axis: np.broadcast_to(x, (here, *x.shape)) if axis is None else x,
-        rows(kept),
-        own,
-        is_leaf=lambda x: x is None,
-    )
+    everywhere = each_leaf(lambda x, axis: np.broadcast_to(x, (here, *x.shape)) if axis is None else x, rows(kept), own)
     alone = gp.over_devices(solitary.update, program.mesh, AXIS, (0, 0), (0, 0), donate_argnums=1)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "axis_name=None")  # each device by itself is what is to be timed

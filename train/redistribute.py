@@ -9,6 +9,8 @@ import numpy as np
 import optax
 
 import gradpart_jax as gp
+from gradpart_jax.placement import each_leaf
+from train.parts import devices_of
 from train.step import State
 
 
@@ -28,12 +30,7 @@ def redistribute(state: State, axes: State, devices: int) -> tuple[State, str | 
     Returns:
       The state for the new devices, and what was done in words; None where the number is the same.
     """
-    sized = [
-        x.shape[0]
-        for x, axis in zip(jax.tree.leaves(state), jax.tree.leaves(axes, is_leaf=_is_none), strict=True)
-        if axis == 0 and x.size
-    ]
-    before = sized[0] if sized else devices
+    before = devices_of(state, axes) or devices
     if before == devices:
         return state, None
 
@@ -45,11 +42,9 @@ def redistribute(state: State, axes: State, devices: int) -> tuple[State, str | 
         mean = x.mean(axis=0, dtype=np.float64) if x.size else x[0]
         return np.broadcast_to(mean.astype(x.dtype), (devices, *x.shape[1:]))
 
-    opt_state = jax.tree.map(deal, state.opt_state, axes.opt_state, _owed(state.opt_state), is_leaf=_is_none)
-    params, batch_stats = (
-        jax.tree.map(deal, part, own, is_leaf=_is_none)
-        for part, own in ((state.params, axes.params), (state.batch_stats, axes.batch_stats))
-    )
+    owed = _owed(state.opt_state)
+    opt_state = jax.tree.map(deal, state.opt_state, axes.opt_state, owed, is_leaf=lambda x: x is None)
+    params, batch_stats = each_leaf(deal, (state.params, state.batch_stats), (axes.params, axes.batch_stats))
     way = (
         f"each takes over the memories of up to {-(-before // devices)}"
         if devices < before
@@ -99,7 +94,3 @@ def _owed(opt_state: Any) -> Any:
 
     marked = gp.CompressState | optax.MultiStepsState
     return jax.tree.map(mark, opt_state, is_leaf=lambda node: isinstance(node, marked))
-
-
-def _is_none(x: Any) -> bool:
-    return x is None
