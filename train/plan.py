@@ -68,16 +68,16 @@ def ask(args: Args, calibration: gp.Calibration, **changed: Any) -> gp.StepPlan:
     Args:
       args: of the command line, which `check` found nothing wrong with.
       calibration: what coding takes.
-      changed: what is asked instead.
+      **changed: options that are others.
 
     Returns:
       StepPlan.
     """
-    given = {"devices": args.devices, "link_mbit": args.link_mbit} | changed
+    args = dataclasses.replace(args, **changed)
     return gp.plan(
         args.elements,
-        given["devices"],
-        given["link_mbit"],
+        args.devices,
+        args.link_mbit,
         args.latency_ms,
         args.compute_s,
         ratio=args.ratio,
