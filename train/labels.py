@@ -73,12 +73,11 @@ def parse_label(text: str, option: str = "--method") -> Label:
     return Label(text.strip(), kind, options, option)
 
 
-def parse_labels(text: str, option: str = "--methods") -> list[Label]:
-    """Read labels, separated by commas; a piece with `=` alone belongs to the label before it.
+def parse_labels(text: str) -> list[Label]:
+    """Read --methods: labels, separated by commas; a piece with `=` alone belongs to the label before it.
 
     Args:
       text: such as `dense,partition:rungs=2,family=gamma`.
-      option: that gave it, for errors.
 
     Returns:
       Labels.
@@ -89,10 +88,10 @@ def parse_labels(text: str, option: str = "--methods") -> list[Label]:
     >>> [label.text for label in parse_labels("dense,partition:rungs=2,family=gamma")]
     ['dense', 'partition:rungs=2,family=gamma']
     """
-    return [parse_label(piece, option) for piece in split_labels(text, option)]
+    return [parse_label(piece, "--methods") for piece in split_labels(text)]
 
 
-def split_labels(text: str, option: str = "--methods") -> list[str]:
+def split_labels(text: str) -> list[str]:
     """Part labels, as `parse_labels` does before it reads them."""
     pieces: list[str] = []
     for piece in filter(None, (piece.strip() for piece in text.split(","))):
@@ -101,10 +100,10 @@ def split_labels(text: str, option: str = "--methods") -> list[str]:
         else:
             pieces.append(piece)
     if not pieces:
-        raise UsageError(f"{option} is empty: choose among {', '.join(METHODS)}")
+        raise UsageError(f"--methods is empty: choose among {', '.join(METHODS)}")
     twice = {piece for piece in pieces if pieces.count(piece) > 1}
     if twice:
-        raise UsageError(f"{option} names {sorted(twice)[0]} twice: name it once")
+        raise UsageError(f"--methods names {sorted(twice)[0]} twice: name it once")
     return pieces
 
 
