@@ -8,7 +8,7 @@ import optax
 
 from gradpart_jax.recipes import AGREEMENT
 from gradpart_jax.sizes import settled
-from train.config import Exchange, Settings, change
+from train.config import Config, Exchange, Settings, change, flat
 from train.errors import UsageError
 from train.labels import TUNED, Label
 from train.registry import PLAIN, parameters
@@ -119,8 +119,8 @@ def tuned(config: Settings, label: Label) -> Settings:
       does not say otherwise.
 
     Raises:
-      UsageError: there is agreement, or a share is kept, where nothing makes use of it; or the recipe does not suit the
-        optimizer.
+      UsageError: settings do not go together, such as a recipe and an optimizer, or a share that is kept where nothing
+        is remembered.
     """
     values: dict[str, Any] = {}
     if label.kind in PLAIN:
@@ -131,48 +131,63 @@ def tuned(config: Settings, label: Label) -> Settings:
         values["keep_own"] = None
     own = change(config, **values | {key: value for key, value in label.options.items() if key in TUNED})
     alone, kind = own.exchange.recipe == "local", own.training.optimizer
-    scaled, agreeing = alone and kind != "sgd", alone and kind in ("adam", "adamw")
-    if own.exchange.recipe == "after" and kind in ("lion", "muon"):
+    agreeing = alone and kind in ("adam", "adamw")
+    chosen = {
+        "entropy_rule": "energy" if alone and kind != "sgd" else "entropy",
+        "nesterov": agreeing or kind == "muon",
+        "agreement": AGREEMENT if agreeing else 0.0,
+    }
+    given = flat(own)
+    own = change(own, **{key: value for key, value in chosen.items() if given[key] is None})
+    _check_together(own, label)
+    return own
+
+
+def _check_together(config: Config, label: Label) -> None:
+    """Refuse settings of one training that do not go together.
+
+    Args:
+      config: of `tuned`.
+      label: of the method.
+
+    Raises:
+      UsageError: names the option and the remedy.
+    """
+    exchange, steps, kind = config.exchange, config.training.steps, config.training.optimizer
+    if exchange.recipe == "after" and kind in ("lion", "muon"):
         raise UsageError(f"--recipe after exchanges moments, and --optimizer {kind} does more: use local or before")
-    if own.exchange.local_steps > own.training.steps:
+    if exchange.local_steps > steps:
         raise UsageError(
-            f"--local-steps {own.exchange.local_steps} is more than --steps {own.training.steps}, and nothing would be "
-            f"exchanged: use at most {own.training.steps}"
+            f"--local-steps {exchange.local_steps} is more than --steps {steps}, and nothing would be exchanged: "
+            f"use at most {steps}"
         )
     # The last exchange, at least, is to be a compressed one
-    most = (own.training.steps // own.exchange.local_steps - 1) * own.exchange.local_steps
-    if own.exchange.warmup_steps > most and label.kind not in PLAIN:
+    most = (steps // exchange.local_steps - 1) * exchange.local_steps
+    if exchange.warmup_steps > most and label.kind not in PLAIN:
         raise UsageError(
-            f"--warmup-steps {own.exchange.warmup_steps} have all exchanges of --steps {own.training.steps}, and "
-            f"nothing would be compressed: use at most {most}"
+            f"--warmup-steps {exchange.warmup_steps} have all exchanges of --steps {steps}, and nothing would be "
+            f"compressed: use at most {most}"
         )
-    if own.exchange.local_steps > 1 and own.exchange.recipe != "local" and label.kind not in PLAIN:
+    if exchange.local_steps > 1 and exchange.recipe != "local" and label.kind not in PLAIN:
         raise UsageError(
-            f"--local-steps {own.exchange.local_steps} are each device's own, and --recipe {own.exchange.recipe} has "
-            "none: use --recipe local, or --local-steps 1"
+            f"--local-steps {exchange.local_steps} are each device's own, and --recipe {exchange.recipe} has none: "
+            "use --recipe local, or --local-steps 1"
         )
-    if own.exchange.entropy_rule is None:
-        own = change(own, entropy_rule="energy" if scaled else "entropy")
-    if own.training.nesterov is None:
-        own = change(own, nesterov=agreeing or kind == "muon")
-    if own.exchange.agreement is None:
-        own = change(own, agreement=AGREEMENT if agreeing else 0.0)
-    if own.exchange.agreement and not agreeing:
+    if exchange.agreement and not (exchange.recipe == "local" and kind in ("adam", "adamw")):
         raise UsageError(
-            f"--agreement {own.exchange.agreement:g} serves adam and adamw on each device, and {label.text} has "
-            f"--optimizer {kind} --recipe {own.exchange.recipe}: use 0"
+            f"--agreement {exchange.agreement:g} serves adam and adamw on each device, and {label.text} has "
+            f"--optimizer {kind} --recipe {exchange.recipe}: use 0"
         )
-    if own.exchange.keep_own and not _remembers(label):
+    if exchange.keep_own and not _remembers(label):
         raise UsageError(
-            f"--keep-own {own.exchange.keep_own:g} goes on from what is remembered, and {label.text} remembers "
-            "nothing: leave it out"
+            f"--keep-own {exchange.keep_own:g} goes on from what is remembered, and {label.text} remembers nothing: "
+            "leave it out"
         )
-    if own.exchange.keep_own is not None and not own.exchange.apart:
+    if exchange.keep_own is not None and not exchange.apart:
         raise UsageError(
-            f"--keep-own {own.exchange.keep_own:g} serves optimizers on each device, and {label.text} has "
-            f"--recipe {own.exchange.recipe}: leave it out"
+            f"--keep-own {exchange.keep_own:g} serves optimizers on each device, and {label.text} has "
+            f"--recipe {exchange.recipe}: leave it out"
         )
-    return own
 
 
 def build(
