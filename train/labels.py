@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain, combinations
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from train.errors import UsageError
 from train.registry import METHODS, Method, parameters
 
-# Settings of a training that a label may have of its own
-TUNED = ("learning_rate", "local_steps", "recipe", "nesterov", "agreement", "keep_own")
-RECIPE_NAMES = ("local", "after", "before")
+# Settings of a training that a label may have of its own: which values they have, and what is said of others
+TUNED: Mapping[str, tuple[Callable[[Any], bool], str]] = MappingProxyType(
+    {
+        "learning_rate": (lambda x: _between(x, 1e-12, 1e6), "is out of range: give 1e-12 to 1e6"),
+        "local_steps": (lambda x: type(x) is int and x >= 1, "is out of range: give a whole number from 1 on"),
+        "recipe": (lambda x: x in ("local", "after", "before"), "is unknown: choose local, after or before"),
+        "nesterov": (lambda x: isinstance(x, bool), "is unknown: choose true or false"),
+        "agreement": (lambda x: _between(x, 0, 0.99), "is out of range: give 0, for none, to 0.99"),
+        "keep_own": (lambda x: x is None or _between(x, 0, 1), "is out of range: give 0 to 1"),
+    }
+)
 SIZES = ("density", "rank", "bits", "keep")  # of methods that a budget sizes, where a label does not
 NOT_OPTIONS = {"axis_name", "inner_axis", "model_axis", "ratio", "bits_per_element", "devices"}
 
@@ -69,7 +78,8 @@ def parse_label(text: str, option: str = "--method") -> Label:
             offered = ", ".join(f"{name}=..." for name in known) or "none"
             raise UsageError(f"{option} {text}: {pair!r} is no option of {kind}: it has {offered}")
         options[key] = _value(value)
-        _check_tuned(key, options[key], f"{option} {text}")
+        if key in TUNED and not TUNED[key][0](options[key]):
+            raise UsageError(f"{option} {text}: {key}={options[key]} {TUNED[key][1]}")
     return Label(text.strip(), kind, options, option)
 
 
@@ -134,22 +144,8 @@ def briefly(texts: Iterable[str]) -> dict[str, str]:
     return names
 
 
-def _check_tuned(key: str, value: Any, where: str) -> None:
-    """Refuse a setting that a label has of its own, as `check` refuses those of a configuration."""
-    if key == "recipe" and value not in RECIPE_NAMES:
-        raise UsageError(
-            f"{where}: recipe={value} is unknown: choose {', '.join(RECIPE_NAMES[:-1])} or {RECIPE_NAMES[-1]}"
-        )
-    if key == "agreement" and not (isinstance(value, int | float) and 0 <= value <= 0.99):
-        raise UsageError(f"{where}: agreement={value} is out of range: give 0, for none, to 0.99")
-    if key == "keep_own" and not (value is None or (isinstance(value, int | float) and 0 <= value <= 1)):
-        raise UsageError(f"{where}: keep_own={value} is out of range: give 0 to 1")
-    if key == "nesterov" and not isinstance(value, bool):
-        raise UsageError(f"{where}: nesterov={value} is unknown: choose true or false")
-    if key == "local_steps" and not (type(value) is int and value >= 1):
-        raise UsageError(f"{where}: local_steps={value} is out of range: give a whole number from 1 on")
-    if key == "learning_rate" and not (isinstance(value, int | float) and 1e-12 <= value <= 1e6):
-        raise UsageError(f"{where}: learning_rate={value} is out of range: give 1e-12 to 1e6")
+def _between(value: Any, least: float, most: float) -> bool:
+    return isinstance(value, int | float) and least <= value <= most
 
 
 def _value(text: str) -> Any:
