@@ -117,6 +117,13 @@ def test_studies_can_be_planned_and_overridden(name, tmp_path) -> None:
     assert compare.parse(["--study", name, "--data", "digits", "--budgets", "9"]).task.data == "digits"
 
 
+def test_going_on_outlives_a_damaged_list_of_what_was_wanted(tmp_path) -> None:
+    for name in ("config.json", compare.WANTED):
+        (tmp_path / name).write_text("{}" if name == "config.json" else '{"methods": "de')
+    given = ["--resume", "--workdir", str(tmp_path.parent), "--name", tmp_path.name]
+    assert compare.parse([*given, "--study", "headline-resnet20"]).methods == STUDIES["headline-resnet20"].methods
+
+
 def test_every_study_has_its_name_among_the_options() -> None:
     assert set(get_args(StudyName)) == set(STUDIES)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,7 @@ from train.errors import UsageError
 from train.interrupts import check_missed
 from train.labels import parse_labels
 from train.limits import within
-from train.log import plain
+from train.log import plain, read_object
 from train.main import carry_out
 from train.results import Entry, endings, table, tabulate
 from train.screen import paper, say
@@ -103,9 +102,8 @@ def parse(arguments: Sequence[str]) -> Comparison:
     found = of(base, **sets)
     kept = found.folder / "config.json"
     if found.start.resume and os.path.exists(kept):
-        base, wanted = change(base, **options.read(kept, "--resume")), sets
-        if (found.folder / WANTED).exists():
-            wanted = json.loads((found.folder / WANTED).read_text())
+        base = change(base, **options.read(kept, "--resume"))
+        wanted = read_object(found.folder / WANTED) or sets
         found = of(base, **{key: wanted[key] for key in ("methods", "budgets", "seeds") if key in wanted})
     return found
 
