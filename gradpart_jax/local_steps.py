@@ -158,10 +158,10 @@ def local_updates(
     check_number("keep_own", fixed, at_least=0.0, at_most=1.0, optional=True, static=True)
 
     def keeps(exchanged: Any) -> bool:
-        """Say whether a device goes on from what is owed: not where nothing is remembered."""
+        """Say whether a device goes on from what is owed: not where nothing is remembered, or in several memories."""
+        found = states_of(exchanged, CompressState)
         # EF21's is an estimate, and nothing that is owed
-        memories = [node.memory.residual for node in states_of(exchanged, CompressState) if not node.estimate.size]
-        remembers = len(memories) == 1 and memories[0].size > 0
+        remembers = len(found) == 1 and found[0].memory.residual.size > 0 and not found[0].estimate.size
         if fixed and not remembers:
             raise ValueError(f"keep_own={fixed:g} goes on from what is remembered: leave error_feedback on in exchange")
         return remembers and fixed != 0.0

@@ -225,6 +225,16 @@ def test_an_exchange_of_some_leaves_is_refused() -> None:
         train(tx, 1)
 
 
+def test_of_several_exchanges_no_memory_is_gone_on_from() -> None:
+    top = gp.baselines.topk(0.05)
+    ways = {"memory": gp.compress(top), "estimate": gp.compress(top, error_feedback="ef21")}
+    exchange = optax.multi_transform(ways, {"bias": "memory", "kernel": "estimate"})
+    tx = gp.local_updates(optax.sgd(0.1), every=1, exchange=exchange)
+    updates, state = tx.update(TARGET, tx.init(PARAMS), PARAMS)
+    jax.tree.map(np.testing.assert_array_equal, updates, state.anchor)
+    assert np.count_nonzero(updates["bias"]) == 1
+
+
 def test_parameters_of_short_floats_are_agreed_on_too() -> None:
     short = jax.tree.map(lambda x: x.astype(jnp.bfloat16), PARAMS)
     tx = gp.local_updates(optax.sgd(0.1), every=2, exchange=few(), keep_own=0)
