@@ -73,10 +73,9 @@ class Calibration(NamedTuple):
         Raises:
           ValueError: the file holds something else.
         """
-        text = Path(path).read_text()
         try:
-            found = json.loads(text)
-            return cls(**{name: found[name] for name in cls._fields})
+            found = json.loads(Path(path).read_text())
+            return cls(str(found["machine"]), *[float(found[name]) for name in cls._fields[1:]])
         except (ValueError, KeyError, TypeError) as error:
             lacks = f"lacks {error}" if isinstance(error, KeyError) else "holds something else"
             wanted = ", ".join(cls._fields)

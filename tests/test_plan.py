@@ -181,8 +181,15 @@ def test_a_calibration_is_read_and_reckoned_with(tmp_path) -> None:
     found = gp.plan(N, 8, 100, ratio=100, calibration=path)
     assert found.machine == "mine"
     assert next(one for one in found.others if one.exchange == "leader").code_s == 3.0
-    for text, words in (("{}", "lacks 'machine'"), ("[]", "holds something else"), ("x", "holds something else")):
-        path.write_text(text)
+    worded = json.dumps(FREE._asdict() | {"entry": "slow"}).encode()
+    for content, words in (
+        (b"{}", "lacks 'machine'"),
+        (b"[]", "holds something else"),
+        (b"x", "holds something else"),
+        (b"\xff", "holds something else"),
+        (worded, "holds something else"),
+    ):
+        path.write_bytes(content)
         with pytest.raises(ValueError, match=words):
             gp.plan(N, 8, 100, calibration=path)
     assert all(value > 0 for value in MEASURED[1:])
