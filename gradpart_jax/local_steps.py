@@ -120,7 +120,8 @@ def local_updates(
         is the best guess that a device has, and a worse one the longer it waits, and the more devices there are. Among
         W of them None takes 0.5, or 2 / W, whichever is less; and where every is 1 and an exchange has room for a share
         s of all entries no more than s^(1/3), or 1.4 / W: among four 0.3 at 100 times fewer bytes, 0.13 at 1,000
-        times. It is 0 for an exchange that remembers nothing. A function of s takes the last two's place.
+        times. It is 0 for an exchange that remembers nothing, or has several memories. A function of s takes the last
+        two's place.
       axis_name: the exchange's, for an owner to find its share by, and to know W; None: a device does not go on from
         what it owes, and W is taken for 1.
 
@@ -163,7 +164,10 @@ def local_updates(
         # EF21's is an estimate, and nothing that is owed
         remembers = len(found) == 1 and found[0].memory.residual.size > 0 and not found[0].estimate.size
         if fixed and not remembers:
-            raise ValueError(f"keep_own={fixed:g} goes on from what is remembered: leave error_feedback on in exchange")
+            raise ValueError(
+                f"keep_own={fixed:g} goes on from what is remembered: give an exchange with one memory, and leave "
+                "error_feedback on in it"
+            )
         return remembers and fixed != 0.0
 
     def start(anchor: Any, exchanged: Any) -> Any:
