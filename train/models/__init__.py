@@ -20,7 +20,6 @@ from train.models.resnet import ThinResNet as ThinResNet
 from train.models.resnet import resnet18, resnet20, resnet50, resnet56
 from train.models.small import Conv as Conv
 from train.models.small import Perceptron as Perceptron
-from train.models.transformer import SIZES as SIZES
 from train.models.transformer import Transformer as Transformer
 from train.models.vgg import VGG16 as VGG16
 
@@ -58,8 +57,7 @@ def build(name: str, classes: int, dtype: DTypeLike = jnp.float32, **sizes: Any)
       name: of MODELS.
       classes: of the labels.
       dtype: to compute in.
-      **sizes: width, layers, heads and context of a transformer, as in SIZES; small_stem of resnet18, resnet50 and
-        vgg16.
+      **sizes: width, layers, heads and context of a transformer; small_stem of resnet18, resnet50 and vgg16.
 
     Returns:
       A linen module, called as `module.apply(variables, inputs, train=bool)`.

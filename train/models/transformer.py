@@ -1,9 +1,6 @@
-"""A decoder transformer, in sizes."""
+"""A decoder transformer."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from types import MappingProxyType
 
 import flax.linen as nn
 import jax
@@ -12,16 +9,9 @@ from jax.typing import DTypeLike
 
 from train.errors import UsageError
 
-SIZES: Mapping[str, Mapping[str, int]] = MappingProxyType(
-    {
-        "small": MappingProxyType({"width": 128, "layers": 2, "heads": 4, "context": 64}),
-        "medium": MappingProxyType({"width": 384, "layers": 6, "heads": 6, "context": 256}),
-    }
-)
-
 
 class Transformer(nn.Module):
-    """A decoder of bytes: pre-normalised blocks, learned positions, tied to no tokenizer."""
+    """A decoder: pre-normalised blocks, learned positions, logits from weights of their own."""
 
     classes: int
     width: int = 128
