@@ -222,8 +222,8 @@ def _across_shards(
         return reduced, entropy, accounting.nothing()
     # Of what went wrong and not of what went right: a mean of ones is not 1 for 41 shards, one of zeros is 0 for any.
     broken = (~reduced.finite).astype(jnp.float32)
-    numbers = [*reduced.wire, report.sent, report.overflow, report.forecast_error, entropy, broken]
-    (payload, link, sent, overflow, error, entropy, broken), carried = meshes.share(numbers, model_axis)
+    single = [*reduced.wire, report.sent, report.overflow, report.forecast_error, entropy, broken]
+    (payload, link, sent, overflow, error, entropy, broken), carried = meshes.share(single, model_axis)
     report = report._replace(sent=sent, overflow=overflow, forecast_error=error)
     shared = reduced._replace(wire=accounting.Wire(payload, link), report=report, finite=broken == 0.0)
     return shared, entropy, carried
