@@ -98,18 +98,22 @@ def louder(seed: int):
     return jax.tree.map(lambda x: x.at[:, 1].multiply(8), gradients(seed, 2, 2))
 
 
-@pytest.fixture(scope="module")
-def hierarchical():
-    """Three steps on two hosts of two chips, both ways."""
-    tx = compress("outer", inner_axis="inner")
+def both_ways(tx, gradient):
+    """Three steps on a mesh of two by two, with the gradients of each step."""
     ways = {}
     for name, step in (("vmap", nested(tx)), ("shard_map", on_mesh(tx))):
         state, outs = stack(tx.init(PARAMS), 2, 2), []
         for i in range(3):
-            out, state = step(gradients(i, 2, 2), state)
+            out, state = step(gradient(i), state)
             outs.append(out)
         ways[name] = (outs, state)
     return ways
+
+
+@pytest.fixture(scope="module")
+def hierarchical():
+    """Two hosts of two chips, both ways."""
+    return both_ways(compress("outer", inner_axis="inner"), lambda step: gradients(step, 2, 2))
 
 
 def test_hierarchical_steps_are_the_same_bits_by_vmap_and_shard_map(hierarchical) -> None:
@@ -168,16 +172,9 @@ def test_shards_in_any_number_agree_that_all_is_finite() -> None:
 
 @pytest.fixture(scope="module")
 def sharded():
-    """Three steps on two devices of data by two of shards, both ways."""
+    """Two devices of data by two of shards, both ways."""
     tx = compress("outer", model_axis="inner")
-    ways = {}
-    for name, step in (("vmap", nested(tx)), ("shard_map", on_mesh(tx))):
-        state, outs = stack(tx.init(PARAMS), 2, 2), []
-        for i in range(3):
-            out, state = step(louder(i), state)
-            outs.append(out)
-        ways[name] = (outs, state)
-    return tx, ways
+    return tx, both_ways(tx, louder)
 
 
 def test_sharded_steps_are_the_same_bits_by_vmap_and_shard_map(sharded) -> None:
