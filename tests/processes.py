@@ -39,9 +39,9 @@ def finish(process: subprocess.Popen, seconds: float = 240.0) -> str:
         pytest.fail(f"no end within {seconds} s:\n{process.communicate()[0]}")
 
 
-def await_lines(path: Path, lines: int, process: subprocess.Popen, seconds: float = 200.0) -> None:
+def await_lines(path: Path, lines: int, process: subprocess.Popen) -> None:
     """Wait until a process has written so many lines."""
-    last = time.monotonic() + seconds
+    last = time.monotonic() + 200.0
     while not path.exists() or path.read_bytes().count(b"\n") < lines:
         if process.poll() is not None or time.monotonic() > last:
             pytest.fail(finish(process, 1))

@@ -24,8 +24,8 @@ def python(cell: Any) -> str:
     return TransformerManager().transform_cell(cell.source)
 
 
-def cells(name: str, kind: str = "code") -> list[Any]:
-    return [cell for cell in stored(name).cells if cell.cell_type == kind]
+def cells(name: str) -> list[Any]:
+    return [cell for cell in stored(name).cells if cell.cell_type == "code"]
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

@@ -32,8 +32,8 @@ def flags_of(words) -> np.ndarray:
     return np.unpackbits(np.asarray(words).view(np.uint8), axis=-1, bitorder="little").astype(bool)
 
 
-def mask(seed: int, share: float, size: int = 32 * WORDS) -> np.ndarray:
-    return np.random.default_rng(seed).random(size) < share
+def mask(seed: int, share: float) -> np.ndarray:
+    return np.random.default_rng(seed).random(32 * WORDS) < share
 
 
 @given(seeds, shares)
