@@ -19,8 +19,7 @@ KEY_BITS = 4  # of a value in the key region, unless the budget allows of more
 DENSEST = 0.5  # of a vector, that is sent at most: what is left is small, and thresholds keep their meaning
 STEP = 4  # between a rung's entries and the next one's
 FEWEST = 16  # entries that are worth a rung
-GATHER_UP_TO = 2  # devices, where "auto" gathers: there all-gather costs no more link bits than any other way
-
+GATHER_UP_TO = 2  # devices, where "auto" gathers: a payload leaves once, and training loses less than by shares
 LED_BITS = 6  # of a value that a leader's positions ask for
 
 EXCHANGES = ("all_gather", "reduce_scatter", "leader", "auto")
@@ -50,7 +49,7 @@ def plan_of(
     Args:
       layout: the segments.
       bits_per_element: budget of payload bits: the operands of all collectives.
-      learn_every: steps between histograms; None chooses, 0 as None.
+      learn_every: steps between histograms; None or 0 chooses.
       key_bits: of a value in the key region; None chooses.
       rungs: payload sizes, of "all_gather".
       exchange: one of EXCHANGES.
