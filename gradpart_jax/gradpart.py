@@ -46,7 +46,7 @@ def gradpart(
     devices: int | None = None,
     remember: bool = True,
 ) -> Scheme:
-    """Make the scheme behind `partition_compress`, whose arguments these are, already checked.
+    """Make the scheme behind `partition_compress`, which has checked all of these arguments but the names.
 
     Args:
       bits_per_element: budget of payload bits, everything counted.
@@ -64,6 +64,9 @@ def gradpart(
 
     Returns:
       A Scheme.
+
+    Raises:
+      ValueError: no such family or rule, or (in reduce) devices is not the axis' number.
     """
     rule = find_rule(entropy_rule)
     find_family(family)  # refuses an unknown one here, at construction

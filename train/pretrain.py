@@ -160,6 +160,9 @@ def main(args: Args) -> None:
 
     Args:
       args: of the command line.
+
+    Raises:
+      UsageError: an option is out of range, or the folder holds files.
     """
     traces.check(traces.HELD_OUT, args.densities)
     within(

@@ -148,6 +148,9 @@ def main(args: Args) -> None:
 
     Args:
       args: of the command line.
+
+    Raises:
+      UsageError: an option is out of range.
     """
     traces.check(args.model, args.densities)
     within(("--steps", args.steps, SETTLED + 10, 10**6), ("--seed", args.seed, 0, MANY))

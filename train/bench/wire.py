@@ -86,6 +86,9 @@ def main(args: Args) -> None:
 
     Args:
       args: of the command line.
+
+    Raises:
+      UsageError: an option is out of range.
     """
     within(("--key-bits", args.key_bits, 2, WIDEST_VALUE))
     figures.check(args.figure, args.json)
