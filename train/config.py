@@ -98,7 +98,7 @@ class Exchange:
     momentum_correction: float | None = None
     """Momentum on each device, before compression (DGC); sgd then has none of its own."""
     entropy_rule: str | None = None
-    """Of the budget's shares: fixed, entropy, perplexity, energy; None: energy where each device runs all but sgd."""
+    """How leaves share the budget: fixed, entropy, perplexity or energy; None: energy where devices run all but sgd."""
     agreement: float | None = None
     """Share of the bytes that tell adam(w) on each device how gradients agree; None takes a twentieth there, else 0."""
     family: str = "pareto"

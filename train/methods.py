@@ -165,7 +165,7 @@ def _check_together(config: Config, label: Label) -> None:
     most = (steps // exchange.local_steps - 1) * exchange.local_steps
     if exchange.warmup_steps > most and label.kind not in PLAIN:
         raise UsageError(
-            f"--warmup-steps {exchange.warmup_steps} have all exchanges of --steps {steps}, and nothing would be "
+            f"--warmup-steps {exchange.warmup_steps} cover all exchanges of --steps {steps}, and nothing would be "
             f"compressed: use at most {most}"
         )
     if exchange.local_steps > 1 and exchange.recipe != "local" and label.kind not in PLAIN:
