@@ -122,6 +122,18 @@ def _stride(total: int) -> int:
     return -(-total // SAMPLE)
 
 
+def _scores(
+    vector: jax.Array, outlook: Outlook, turn: jax.Array, layout: Segmented, without: jax.Array | None
+) -> jax.Array:
+    """Give a sample's magnitudes in units of the thresholds that the forecast proposed: float32[M]."""
+    stride = _stride(layout.total)
+    # One of each stride, at random, so that no column of a matrix is favoured.
+    place = jnp.arange(layout.total // stride, dtype=jnp.int32) * stride
+    place += (scramble(place.shape[0], turn) % jnp.uint32(stride)).astype(jnp.int32)
+    score = jnp.minimum(jnp.abs(vector[place]) / outlook.proposal[segment_of(place, layout)], FARTHEST)
+    return score if without is None else jnp.where(without[place // WORD], 0.0, score)
+
+
 def _thinned(words: jax.Array, room: int, turn: jax.Array) -> jax.Array:
     return keep(thin(words, room, turn), room, turn)
 
@@ -179,13 +191,7 @@ def _mark(
         factor = jnp.where(bracketed, (low + high) / 2, jnp.where(count < entries, factor * step, factor / step))
         return (*mark(factor), factor, step * step, low, high, passes + 1)
 
-    stride = _stride(layout.total)
-    # One of each stride, at random, so that no column of a matrix is favoured.
-    place = jnp.arange(layout.total // stride, dtype=jnp.int32) * stride
-    place += (scramble(place.shape[0], turn) % jnp.uint32(stride)).astype(jnp.int32)
-    score = jnp.minimum(jnp.abs(vector[place]) / outlook.proposal[segment_of(place, layout)], FARTHEST)
-    if without is not None:
-        score = jnp.where(without[place // WORD], 0.0, score)
+    score, stride = _scores(vector, outlook, turn, layout, without), _stride(layout.total)
     proposed = jnp.sum((score > 1).astype(jnp.int32)) * stride
     zero, one = jnp.float32(0.0), jnp.float32(1.0)
     if room >= layout.total:  # there is room for all that is not zero
