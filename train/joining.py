@@ -65,7 +65,7 @@ def join(options: Hosts) -> None:
     _wait_for_name(host, options.timeout)
     if process == 0:
         _may_listen(host, port)
-    _meet(f"the {processes} processes", options, address, processes, process)
+    _meet(f"the {processes} processes", options, (address, processes, process))
 
 
 def cluster() -> str | None:
@@ -133,7 +133,9 @@ def check_name() -> None:
         )
 
 
-def _meet(others: str, options: Hosts, *where: Any) -> None:
+def _meet(others: str, options: Hosts, where: tuple[str, int, int] | None = None) -> None:
+    """Join; where is the address of process 0, the number of processes, and this one's; None: as the cluster says."""
+
     def give_up() -> None:
         # JAX would abort with a stack trace
         print(f"error: {_absent(others, options)}", file=sys.stderr, flush=True)
@@ -142,13 +144,14 @@ def _meet(others: str, options: Hosts, *where: Any) -> None:
     timer = threading.Timer(options.timeout, give_up)
     timer.daemon = True
     timer.start()
-    names = ("coordinator_address", "num_processes", "process_id")
-    named = dict(zip(names, where, strict=True)) if where else {}
-    if where:
+    named: dict[str, Any] = {}
+    if where is not None:
+        address, processes, process = where
+        named = {"coordinator_address": address, "num_processes": processes, "process_id": process}
         named["cluster_detection_method"] = "deactivate"
-        if where[-1] == 0 and "JAX_COORDINATOR_BIND_ADDRESS" not in os.environ:
+        if process == 0 and "JAX_COORDINATOR_BIND_ADDRESS" not in os.environ:
             # JAX's own choice is every interface, and nothing in it asks who connects
-            named["coordinator_bind_address"] = where[0]
+            named["coordinator_bind_address"] = address
     try:
         jax.distributed.initialize(
             **named,
