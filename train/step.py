@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -14,7 +13,7 @@ from jax.sharding import Mesh
 import gradpart_jax as gp
 from gradpart_jax.local_steps import LocalUpdatesState
 from gradpart_jax.states import states_of
-from train.network import Network, score
+from train.network import Network
 from train.placing import AXIS
 
 
@@ -35,21 +34,6 @@ class Metrics(NamedTuple):
     memory_norm: jax.Array  # float32[]: root of the mean square norm
     signal: jax.Array  # float32[]: of the system, that some process has heard; 0 for none
     skipped: jax.Array  # float32[]: local steps that a device left out so far, summed over devices
-
-
-def losses(model: nn.Module, params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """Score a batch by a bare model without batch statistics.
-
-    Args:
-      model: from inputs to logits.
-      params: of the model.
-      batch: input and label.
-
-    Returns:
-      Mean cross-entropy in nats, and accuracy.
-    """
-    each, right = score(model.apply({"params": params}, batch["input"]), batch["label"])
-    return jnp.mean(each), jnp.mean(right)
 
 
 def start(network: Network, tx: optax.GradientTransformation, seed: int) -> State:

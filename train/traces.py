@@ -17,9 +17,10 @@ from gradpart_jax import predictor, summaries
 from gradpart_jax.gradpart import gradpart
 from gradpart_jax.segments import Layout, layout_of, ravel, sample_positions
 from gradpart_jax.states import CompressState
-from train import data, models, step
+from train import data, models
 from train.errors import UsageError
 from train.limits import within
+from train.network import score
 
 # Three models to train the predictor on, and one of another kind, on other terms, that it never sees.
 TRAINED_ON = ("conv", "mlp", "transformer")
@@ -99,8 +100,12 @@ def task(name: str, seed: int) -> Task:
     module = make(dataset.classes)
     params = module.init(jax.random.key(seed), dataset.train.read(np.arange(1))["input"])["params"]
 
+    def loss(params: Any, batch: dict[str, jax.Array]) -> jax.Array:
+        each, _ = score(module.apply({"params": params}, batch["input"]), batch["label"])
+        return jnp.mean(each)
+
     def gradient(params: Any, batch: dict[str, np.ndarray]) -> Any:
-        return jax.grad(lambda p: step.losses(module, p, jax.tree.map(jnp.asarray, batch))[0])(params)
+        return jax.grad(loss)(params, jax.tree.map(jnp.asarray, batch))
 
     clipped = optax.chain(optax.clip_by_global_norm(1.0), optimizer)
     return Task(params, gradient, data.batches(dataset.train, size, seed, 0), clipped)
