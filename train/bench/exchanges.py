@@ -214,8 +214,8 @@ def modelled(way: str, devices: int, args: Args, calibration: Calibration) -> tu
     return found.link_bits, found.step_s
 
 
-def main(args: Args) -> None:
-    """Measure what is not measured yet, print the table, and draw the picture.
+def check(args: Args) -> None:
+    """Refuse what cannot be measured, and files that cannot be written.
 
     Args:
       args: of the command line.
@@ -238,6 +238,18 @@ def main(args: Args) -> None:
         ("--latency-ms", args.latency_ms, 0, 1e6),
     )
     figures.check(args.figure, args.json)
+
+
+def main(args: Args) -> None:
+    """Measure what is not measured yet, print the table, and draw the picture.
+
+    Args:
+      args: of the command line.
+
+    Raises:
+      UsageError: an option is out of range.
+    """
+    check(args)
     calibrated = calibration_of(args.calibration)
     kept = rows_in(args.json, "measured", ("elements", "ratio", "way", "devices", "seconds", "link_bits"))
     with contextlib.suppress(RuntimeError):  # where JAX has started already there are as many as there are
