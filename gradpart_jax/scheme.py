@@ -52,8 +52,9 @@ Settle: TypeAlias = Callable[[Sent | jax.Array, jax.Array], Memory]
 class Scheme(NamedTuple):
     """A compressor. `reduce(vector, state, layout, axis_name, settle)` gives `(Reduced, new state)`.
 
-    It calls `settle` once, best before it decodes: then the vector is of no more use, and its buffer can be the mean's.
-    Shapes and dtypes are those of `Reduced`, and of the state that `init` gives; `update` raises TypeError at others.
+    `init(layout)` makes the first state; `capacity(layout)` says how many entries fit into a payload. `reduce` calls
+    `settle` once, best before it decodes: then the vector is of no more use, and its buffer can be the mean's. Shapes
+    and dtypes are those of `Reduced`, and of the state that `init` gives; `update` raises TypeError at others.
     """
 
     name: str
