@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -170,28 +171,22 @@ def rows_of(args: Args, labels: list[Label], counts: list[int], known: list[Row]
     flat = gradient_of("laplace", sum(sizes))
     gradient = [x.reshape(s) for x, s in zip(jnp.split(flat, np.cumsum(sizes)[:-1]), shapes, strict=True)]
     found = {(row["method"], row["budget"], row["devices"]): row for row in known}
-    for label in labels:
-        extra = GIVEN.get(label.kind)
-        built = parse_label(f"{label.text}:{extra}") if extra and not label.options else label
-        for budget in BUDGETS:
-            for devices in counts:
-                key = (label.text, budget, devices)
-                if key not in found:
-                    wanted = args.ratio
-                    if budget == "link":
-                        wanted = methods.payload_ratio(label, Exchange(), args.budget, devices)
-                    if budget == "payload":
-                        row = measure(built, wanted, devices, gradient, args.repeats)
-                        row["floor_seconds"] = timed(
-                            floor, lambda: (jnp.copy(flat), jnp.zeros_like(flat)), 4 * args.repeats
-                        )
-                    elif label.budgeted:
-                        row = measure(built, max(wanted, 1.0), devices, gradient, 0)
-                    else:
-                        row = found[label.text, "payload", devices]
-                    named = {"method": label.text, "budget": budget, "devices": devices}
-                    found[key] = named | {"budgeted": label.budgeted} | row | named
-                yield found[key]
+    for label, budget, devices in itertools.product(labels, BUDGETS, counts):
+        key = (label.text, budget, devices)
+        if key not in found:
+            extra = GIVEN.get(label.kind)
+            built = parse_label(f"{label.text}:{extra}") if extra and not label.options else label
+            if budget == "payload":
+                row = measure(built, args.ratio, devices, gradient, args.repeats)
+                row["floor_seconds"] = timed(floor, lambda: (jnp.copy(flat), jnp.zeros_like(flat)), 4 * args.repeats)
+            elif label.budgeted:
+                wanted = methods.payload_ratio(label, Exchange(), args.budget, devices)
+                row = measure(built, max(wanted, 1.0), devices, gradient, 0)
+            else:
+                row = found[label.text, "payload", devices]
+            named = {"method": label.text, "budget": budget, "devices": devices}
+            found[key] = named | {"budgeted": label.budgeted} | row | named
+        yield found[key]
 
 
 def main(args: Args) -> None:
