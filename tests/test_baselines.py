@@ -22,9 +22,8 @@ from jax.sharding import PartitionSpec as P
 
 import gradpart_jax as gp
 from gradpart_jax import baselines
+from tests.devices import AXIS, W, assert_equal, flat, stack, unpadded
 
-W = 4
-AXIS = "w"
 SHAPES = {"bias": (7,), "empty": (0, 3), "kernel": (40, 50), "scale": (), "thin": (3, 1, 2)}
 PARAMS = {name: jnp.zeros(shape) for name, shape in SHAPES.items()}
 
@@ -94,10 +93,6 @@ def gradients(seed: int, like=PARAMS, devices: int = W):
     return jax.tree.unflatten(structure, [jnp.asarray(g, x.dtype) for g, x in zip(made, leaves, strict=True)])
 
 
-def stack(state, devices: int = W):
-    return jax.tree.map(lambda x: jnp.broadcast_to(x, (devices, *jnp.shape(x))), state)
-
-
 @functools.cache
 def transform(case: Case) -> optax.GradientTransformationExtraArgs:
     return gp.compress(case.make(), AXIS, error_feedback=case.feedback)
@@ -142,22 +137,6 @@ def laid_out(case: Case, state):
 
 def fresh(case: Case):
     return stack(transform(case).init(PARAMS))
-
-
-def flat(tree) -> np.ndarray:
-    return np.concatenate([np.asarray(x, np.float64).reshape(W, -1) for x in jax.tree.leaves(tree)], axis=1)
-
-
-def unpadded(memory: jax.Array) -> np.ndarray:
-    parts, at = [], 0
-    for leaf in jax.tree.leaves(PARAMS):
-        parts.append(np.asarray(memory, np.float64)[:, at : at + leaf.size])
-        at += -(-leaf.size // 32) * 32
-    return np.concatenate(parts, axis=1)
-
-
-def assert_equal(a, b) -> None:
-    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 def kinds(tree):
@@ -286,9 +265,9 @@ def test_what_went_in_comes_out_or_is_remembered(case: Case) -> None:
     state = fresh(case)
     for i in range(4):
         g = gradients(i)
-        before = flat(g) + unpadded(state.memory.residual)
+        before = flat(g) + unpadded(state.memory.residual, PARAMS)
         out, state = by_vmap(case)(g, state)
-        sent = before - unpadded(state.memory.residual)
+        sent = before - unpadded(state.memory.residual, PARAMS)
         # The mean itself may be rounded to bfloat16.
         tolerance = 2.0**-8 if case is CASES["bfloat16"] else 3e-6
         np.testing.assert_allclose(
@@ -302,7 +281,7 @@ def test_the_rest_is_smaller_than_the_whole(case: Case) -> None:
     for i in range(3):
         g = stack(jax.tree.map(lambda x: x[0], gradients(i)))
         _, state = by_vmap(case)(g, fresh(case))
-        rest = np.linalg.norm(unpadded(state.memory.residual), axis=1)
+        rest = np.linalg.norm(unpadded(state.memory.residual, PARAMS), axis=1)
         assert (rest < np.linalg.norm(flat(g), axis=1)).all()
 
 

@@ -17,12 +17,11 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 import gradpart_jax as gp
+from tests.devices import AXIS, W, assert_equal, flat, stack, unpadded
 
 # On one worker, so that what several tests share is compiled once
 pytestmark = pytest.mark.xdist_group("contracts")
 
-W = 4
-AXIS = "w"
 PARAMS = {"bias": jnp.zeros(7), "kernel": jnp.zeros((40, 50)), "scale": jnp.zeros(())}
 # Small trees have little room: 1.5 bits an element keeps all regions in play.
 partition = functools.partial(gp.partition_compress, bits_per_element=1.5)
@@ -41,30 +40,10 @@ def gradients(seed: int, like=PARAMS, devices: int = W):
     return jax.tree.unflatten(structure, made)
 
 
-def stack(state, devices: int = W):
-    return jax.tree.map(lambda x: jnp.broadcast_to(x, (devices, *jnp.shape(x))), state)
-
-
 @functools.cache
 def many(tx):
     """W devices by vmap over stacked gradients and states."""
     return jax.jit(jax.vmap(lambda g, s: tx.update(g, s), axis_name=AXIS))
-
-
-def flat(tree, devices: int = W) -> np.ndarray:
-    return np.concatenate([np.asarray(x, np.float64).reshape(devices, -1) for x in jax.tree.leaves(tree)], axis=1)
-
-
-def assert_equal(a, b) -> None:
-    jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
-def unpadded(memory: jax.Array, like=PARAMS) -> np.ndarray:
-    parts, at = [], 0
-    for leaf in jax.tree.leaves(like):
-        parts.append(np.asarray(memory)[:, at : at + leaf.size])
-        at += -(-leaf.size // 32) * 32
-    return np.concatenate(parts, axis=1).astype(np.float64)
 
 
 DEFAULT = partition(AXIS)
@@ -180,9 +159,9 @@ def test_conservation(seed: int, scale: float) -> None:
     state = stack(DEFAULT.init(PARAMS))
     for i in range(3):
         g = jax.tree.map(lambda x: x * scale, gradients(seed % 1000 + i))
-        before = unpadded(state.memory.residual) + flat(g)
+        before = unpadded(state.memory.residual, PARAMS) + flat(g)
         out, state = many(DEFAULT)(g, state)
-        sent = before - unpadded(state.memory.residual)
+        sent = before - unpadded(state.memory.residual, PARAMS)
         np.testing.assert_allclose(flat(out)[0], sent.mean(0), rtol=3e-6, atol=1e-6 * np.abs(before).max())
 
 
@@ -194,12 +173,11 @@ def test_what_is_not_sent_is_kept_exactly_and_what_is_sent_leaves_an_exact_rest(
     exact = total = 0
     for i in range(20):
         g = jax.tree.map(lambda x: x[0], gradients(i))
-        a = unpadded(state.memory.residual[None])[0].astype(np.float32) + flat(jax.tree.map(lambda x: x[None], g), 1)[
-            0
-        ].astype(np.float32)
+        kept = unpadded(state.memory.residual[None], PARAMS)[0].astype(np.float32)
+        a = kept + flat(jax.tree.map(lambda x: x[None], g), 1)[0].astype(np.float32)
         out, state = update(g, state)
         decoded = flat(jax.tree.map(lambda x: x[None], out), 1)[0]
-        rest = unpadded(state.memory.residual[None])[0]
+        rest = unpadded(state.memory.residual[None], PARAMS)[0]
         quiet = decoded == 0
         np.testing.assert_array_equal(rest[quiet], a[quiet])
         within = ~quiet & (np.abs(decoded) <= 2 * np.abs(a)) & (2 * np.abs(decoded) >= np.abs(a))
@@ -434,7 +412,7 @@ def test_an_axis_that_is_forgotten_is_warned_of() -> None:
     alone = gp.compress(gp.baselines.dense())
     with pytest.warns(UserWarning, match=f"axis_name=None, where '{AXIS}' is mapped: .* give axis_name='{AXIS}'"):
         jax.eval_shape(jax.pmap(alone.update, AXIS), gradients(0), stack(alone.init(PARAMS)))
-    jax.eval_shape(jax.pmap(alone.update, AXIS), gradients(0, devices=1), stack(alone.init(PARAMS), devices=1))
+    jax.eval_shape(jax.pmap(alone.update, AXIS), gradients(0, devices=1), stack(alone.init(PARAMS), 1))
 
 
 def test_already_summed_gradients_of_shard_map_and_their_cure() -> None:

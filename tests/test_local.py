@@ -17,10 +17,11 @@ from gradpart_jax import unfolding
 from gradpart_jax.segments import layout_of, ravel
 from gradpart_jax.shares import scatter_share
 from gradpart_jax.states import find_state
+from tests.devices import AXIS, W, stack
 
 pytestmark = pytest.mark.xdist_group("local")
 
-W, AXIS, STEPS = 4, "w", 6
+STEPS = 6
 PARAMS = {"bias": jnp.zeros(7), "kernel": jnp.zeros((40, 50))}
 TARGET = jax.tree.map(lambda x: jax.random.normal(jax.random.key(x.size), x.shape), PARAMS)
 
@@ -31,10 +32,6 @@ def few(density: float = 0.05) -> optax.GradientTransformation:
 
 def owners() -> optax.GradientTransformation:
     return gp.partition_compress(AXIS, ratio=20, exchange="reduce_scatter", devices=W)
-
-
-def stack(tree, devices: int = W):
-    return jax.tree.map(lambda x: jnp.broadcast_to(x, (devices, *jnp.shape(x))), tree)
 
 
 def gradient(params, step, device):

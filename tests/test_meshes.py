@@ -12,6 +12,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import gradpart_jax as gp
+from tests.devices import assert_equal, stack
 
 pytestmark = pytest.mark.xdist_group("meshes")
 
@@ -27,14 +28,6 @@ def gradients(seed: int, *axes: int, like=PARAMS):
         for k, leaf in zip(keys, leaves, strict=True)
     ]
     return jax.tree.unflatten(structure, made)
-
-
-def assert_equal(a, b) -> None:
-    jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
-def stack(state, *axes: int):
-    return jax.tree.map(lambda x: jnp.broadcast_to(x, (*axes, *x.shape)), state)
 
 
 # What meshes ask of a compressor is the transformation's, whichever the scheme: this one compiles fast, and has a
