@@ -33,10 +33,11 @@ def join(options: Hosts) -> None:
       HostError: the others did not come in time.
     """
     hosts.patience = options.timeout
-    for option, seconds in (("--timeout", options.timeout), ("--heartbeat", options.heartbeat)):
-        if not 1 <= seconds <= 1e6:
-            raise UsageError(f"{option} {seconds:g} is out of range: give 1 to 1e+06 seconds")
-    within(("--check-every", options.check_every, 0, MANY))
+    within(
+        ("--timeout", options.timeout, 1, 1e6),
+        ("--heartbeat", options.heartbeat, 1, 1e6),
+        ("--check-every", options.check_every, 0, MANY),
+    )
     if jax.distributed.is_initialized():
         return
     given = {"--coordinator": options.coordinator, "--processes": options.processes, "--process": options.process}
