@@ -361,7 +361,9 @@ def _exchange(
     elif exchange is not None:
         check_transformation("exchange", exchange)
         if compression:
-            raise ValueError(f"{', '.join(compression)}: arguments of partition_compress, which exchange stands in for")
+            raise ValueError(
+                f"{', '.join(compression)}: arguments of partition_compress, whose place exchange takes: leave them out"
+            )
         return exchange
     if compression.get("bits_per_element") is not None:
         raise ValueError(
