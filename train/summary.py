@@ -30,8 +30,8 @@ def summarise(
     """
     last: dict[str, Any] = lines[-1] if lines else {"step": 0, "payload_bytes": 0.0, "link_bytes": 0.0, "seconds": 0.0}
     loss, accuracy = (None, None) if scores is None else scores
-    steady = lines[min(warmup, len(lines) - 1) :]
-    before = lines[min(warmup, len(lines) - 1) - 1] if warmup and len(lines) > 1 else {}
+    begun = min(warmup, max(len(lines) - 1, 0))  # steps before the first that counts as steady
+    before = lines[begun - 1] if begun else {}
 
     def ratio(kind: str, before: dict[str, Any]) -> float | None:
         """Say how many times fewer bytes were spent than by dense exchanges; 1 where no bytes are, on one device."""
@@ -42,7 +42,7 @@ def summarise(
         return dense / spent if spent else 1.0
 
     forecast = header["kind"] == "partition"
-    errors = [abs(np.expm1(line["forecast_error"])) for line in steady if line["forecast_error"] is not None]
+    errors = [abs(np.expm1(line["forecast_error"])) for line in lines[begun:] if line["forecast_error"] is not None]
     return {
         "method": header["method"],
         "data": header["data"],
