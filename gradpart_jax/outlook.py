@@ -139,7 +139,8 @@ def digest(
         lowered=outlook.slope * math.log(MARGIN),
         slope=outlook.slope,
     )
-    summary = _where(due, summaries.observe(summary, *observed), summary)
+    fresh = summaries.observe(summary, *observed)
+    summary = jax.tree.map(lambda new, old: jnp.where(due, new, old), fresh, summary)
     spared = jnp.minimum(shared.spared + 1.0 / every, spare(every)) - hasty.astype(jnp.float32)
     return GradpartState(shared.step + 1, summary, jnp.any(took), spared, weights, optimizer)
 
@@ -170,7 +171,3 @@ def means(*factors: jax.Array) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, 
     """
     means = tuple(jnp.exp(jnp.mean(jnp.log(factor))) for factor in factors)
     return means, tuple(jnp.log(mean) for mean in means)
-
-
-def _where(flag: jax.Array, new: Any, old: Any) -> Any:
-    return jax.tree.map(lambda a, b: jnp.where(flag, a, b), new, old)

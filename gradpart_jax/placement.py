@@ -17,9 +17,7 @@ from gradpart_jax.exchange import AxisName, names
 from gradpart_jax.states import CompressState, state_axes
 
 
-def state_specs(
-    opt_state: Any, axis_name: AxisName, *, model_axis: AxisName = None, param_specs: Any | None = None
-) -> Any:
+def state_specs(opt_state: Any, axis_name: AxisName, *, model_axis: AxisName = None, param_specs: Any = None) -> Any:
     """Say how an optimizer's state is sharded: in_specs and out_specs for `jax.shard_map`, or for placing it.
 
     What differs per device lies side by side along the first dimension, so that each device finds the state that
