@@ -276,17 +276,14 @@ def _leaves(args: Args, console: Console) -> dict[str, Any]:
         table.add_column(column, justify="left" if column == "tree" else "right")
     found = {}
     for name, shapes in trees.TREES.items():
-        made = shapes()
-        count = sum(int(np.prod(shape)) for shape in made)
-        flat = gradient_of("laplace", count)
-        cuts = np.cumsum([int(np.prod(shape)) for shape in made])[:-1]
-        tree = [x.reshape(shape) for x, shape in zip(jnp.split(flat, cuts), made, strict=True)]
+        flat = gradient_of("laplace", trees.elements(shapes()))
+        tree = trees.cut(flat, shapes())
         many, one = (whole(g, args.density, args.repeats) for g in (tree, flat))
         found[name] = {"ratio": many["seconds"] / one["seconds"], "compile_seconds": many["compile_seconds"]}
         table.add_row(
             name,
-            str(len(made)),
-            f"{count:,}",
+            str(len(tree)),
+            f"{flat.size:,}",
             f"{1e3 * many['seconds']:.1f}",
             f"{found[name]['ratio']:.2f}",
             f"{many['compile_seconds']:.1f}",

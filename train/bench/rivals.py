@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,11 +18,10 @@ from rich.progress import track
 import gradpart_jax as gp
 from gradpart_jax import exchange
 from train import figures, methods, options, registry
-from train.bench import rivals_picture
+from train.bench import rivals_picture, trees
 from train.bench.compress import floor, gradient_of, timed
 from train.bench.kept import Row, rows_in
 from train.bench.rivals_picture import BUDGETS
-from train.bench.trees import layer
 from train.config import Exchange
 from train.errors import UsageError
 from train.labels import Label, parse_label, parse_labels
@@ -166,10 +164,9 @@ def rows_of(args: Args, labels: list[Label], counts: list[int], known: list[Row]
     Yields:
       Rows.
     """
-    shapes = layer(args.width)
-    sizes = [math.prod(shape) for shape in shapes]
-    flat = gradient_of("laplace", sum(sizes))
-    gradient = [x.reshape(s) for x, s in zip(jnp.split(flat, np.cumsum(sizes)[:-1]), shapes, strict=True)]
+    shapes = trees.layer(args.width)
+    flat = gradient_of("laplace", trees.elements(shapes))
+    gradient = trees.cut(flat, shapes)
     found = {(row["method"], row["budget"], row["devices"]): row for row in known}
     for label, budget, devices in itertools.product(labels, BUDGETS, counts):
         key = (label.text, budget, devices)

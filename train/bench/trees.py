@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+
+import jax
+import jax.numpy as jnp
 
 Shapes = list[tuple[int, ...]]
 
@@ -11,8 +16,7 @@ Shapes = list[tuple[int, ...]]
 def resnet50() -> Shapes:
     """List the 161 shapes of ResNet-50 (He et al., 2016): 25.6 million parameters.
 
-    >>> import math
-    >>> len(resnet50()), sum(math.prod(shape) for shape in resnet50())
+    >>> len(resnet50()), elements(resnet50())
     (161, 25557032)
     """
 
@@ -48,13 +52,31 @@ def layer(width: int) -> Shapes:
     Returns:
       12 shapes, of 12 w^2 + 13 w parameters.
 
-    >>> import math
-    >>> sum(math.prod(shape) for shape in layer(512)) - 12 * 512**2 == 13 * 512
+    >>> elements(layer(512)) - 12 * 512**2 == 13 * 512
     True
     """
     before: Shapes = [(width,), (width,), (width, 3 * width), (3 * width,), (width, width), (width,)]
     after: Shapes = [(width,), (width,), (width, 4 * width), (4 * width,), (4 * width, width), (width,)]
     return before + after
+
+
+def elements(shapes: Shapes) -> int:
+    """Count the elements of all.
+
+    >>> elements([(2, 3), (4,)])
+    10
+    """
+    return sum(map(math.prod, shapes))
+
+
+def cut(flat: jax.Array, shapes: Shapes) -> list[jax.Array]:
+    """Cut a vector into arrays of some shapes.
+
+    >>> [leaf.shape for leaf in cut(jnp.zeros(10), [(2, 3), (4,)])]
+    [(2, 3), (4,)]
+    """
+    ends = itertools.accumulate(map(math.prod, shapes[:-1]))
+    return [leaf.reshape(shape) for leaf, shape in zip(jnp.split(flat, list(ends)), shapes, strict=True)]
 
 
 TREES: Mapping[str, Callable[[], Shapes]] = MappingProxyType({"ResNet-50": resnet50, "transformer": transformer})
