@@ -82,7 +82,13 @@ def measure(config: Config, program: Program, state: step.State, batch: dict[str
 
 
 def _split(
-    config: Config, program: Program, gradient: Any, kept: Any, own: Any, whole: float, wire: float
+    config: Config,
+    program: Program,
+    gradient: Any,
+    kept: gp.CompressState,
+    own: gp.CompressState,
+    whole: float,
+    wire: float,
 ) -> tuple[float, float, str]:
     devices = program.mesh.size
     if methods.way(program.label, config.exchange, devices) != "all_gather":

@@ -20,9 +20,9 @@ from rich.table import Table
 
 import gradpart_jax as gp
 from gradpart_jax import outlook, predictor, selection, sizes
-from gradpart_jax.buffers import scatter_add
-from gradpart_jax.feedback import Sent, subtract
-from gradpart_jax.payload import Bases
+from gradpart_jax.buffers import Buffer, scatter_add
+from gradpart_jax.feedback import Memory, Sent, subtract
+from gradpart_jax.payload import Bases, Contents
 from gradpart_jax.regions import entropy_rule
 from gradpart_jax.segments import layout_of
 from gradpart_jax.states import CompressState
@@ -165,7 +165,7 @@ def parts(gradient: jax.Array, state: CompressState, density: float, repeats: in
     vector = jnp.pad(gradient, (0, layout.total - layout.elements)) + state.memory.residual
 
     @jax.jit
-    def foresee(state: Any) -> outlook.Outlook:
+    def foresee(state: outlook.GradpartState) -> outlook.Outlook:
         observed = (state.summary.mass, state.summary.top)
         return outlook.foresee(state, observed, layout.sizes, plan.entries, entropy_rule("entropy"), family)
 
@@ -174,11 +174,11 @@ def parts(gradient: jax.Array, state: CompressState, density: float, repeats: in
     turn = jnp.int32(0)
 
     @jax.jit
-    def choose(vector: jax.Array) -> Any:
+    def choose(vector: jax.Array) -> tuple[selection.Chosen, jax.Array]:
         return selection.choose(vector, view, turn, shape, layout)
 
     @jax.jit
-    def encode(chosen: selection.Chosen) -> Any:
+    def encode(chosen: selection.Chosen) -> tuple[jax.Array, Contents]:
         return selection.encode(chosen, bases, jnp.bool_(True), shape, layout)
 
     @functools.partial(jax.jit, donate_argnums=1)
@@ -189,7 +189,7 @@ def parts(gradient: jax.Array, state: CompressState, density: float, repeats: in
         return total
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def remember(vector: jax.Array, memory: Any, own: Any) -> Any:
+    def remember(vector: jax.Array, memory: Memory, own: tuple[Buffer, ...]) -> Memory:
         return subtract(vector, memory.velocity, memory, Sent(jnp.bool_(False), own), jnp.bool_(True))
 
     chosen, _ = choose(vector)

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from train.data.sets import Batch, Dataset, Split
 from train.errors import UsageError
@@ -85,7 +86,9 @@ def dataset(name: str, info: Any, keys: tuple[str, str], train: Any, test: Any, 
 class Pixels:
     """Images of one size and their labels, decoded when first asked for and kept where memory allows."""
 
-    def __init__(self, source: Any, keys: tuple[str, str], shape: tuple[int, ...], dtype: Any, workers: int) -> None:
+    def __init__(
+        self, source: Any, keys: tuple[str, str], shape: tuple[int, ...], dtype: DTypeLike, workers: int
+    ) -> None:
         self.source, self.keys, self.shape, self.dtype, self.workers = source, keys, shape, dtype, workers
         size = len(source)
         self.keeps = size * np.prod(shape) * np.dtype(dtype).itemsize <= KEPT
