@@ -40,7 +40,6 @@ STDLIB = MappingProxyType(
     {"data": "stdlib", "optimizer": "adam", "steps": 2000, "learning_rate": 0.005, "schedule": "linear"}
 )
 SHORT = MappingProxyType({**STDLIB, "steps": 600, "schedule": "cosine"})
-RIVAL = "agreement=0,keep_own=0.3,learning_rate=0.01"
 RESNET = MappingProxyType({"data": "digits", "model": "resnet20", "image_size": 32, "batch": 64, "steps": 900})
 TELLING = MappingProxyType({**SHORT, "steps": 300, "learning_rate": 0.006, "agreement": 0.0})
 TUNED = MappingProxyType(
@@ -87,7 +86,7 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
     {
         "headline": Study(
             STDLIB,
-            f"dense:learning_rate=0.006,partition,topk:{RIVAL},dgc:momentum=none,{RIVAL},"
+            "dense:learning_rate=0.006,partition,topk,dgc:momentum=none,"
             "powersgd:agreement=0,keep_own=0.3,learning_rate=0.006",
             "100",
             3,
