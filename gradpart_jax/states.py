@@ -63,7 +63,8 @@ def stats(opt_state: Any) -> Stats:
     Raises:
       ValueError: there is none, or there are several (then pass the part of the state that is meant).
     """
-    last, waits = find_state(opt_state).stats, _adds_up(opt_state)
+    last = Stats(*jax.tree.leaves(find_state(opt_state).stats))  # flax's nnx wraps each array
+    waits = _adds_up(opt_state)
     if waits is False:
         return last
     return last._replace(**{bits: jnp.where(waits, 0.0, getattr(last, bits)) for bits in SENT + DENSE})
@@ -152,7 +153,7 @@ def find_state(opt_state: Any) -> CompressState:
             + ("pass the part that is meant" if found else "chain gp.partition_compress into the optimizer; ")
             + ("" if found else "of an nnx.Optimizer pass opt_state, for nnx.state and nnx.split tell nothing of it")
         )
-    return found[0]._replace(stats=Stats(*jax.tree.leaves(found[0].stats)))  # flax's nnx wraps each array
+    return found[0]
 
 
 def is_compressed(node: Any) -> bool:
