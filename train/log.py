@@ -76,6 +76,20 @@ def write_whole(data: bytes, path: Path) -> None:
         os.replace(part, path)
 
 
+def write_text(text: str, path: Path) -> None:
+    """Write into what a path names, a pipe or a device too, in whose place `write_whole` would put a file.
+
+    Args:
+      text: all of it.
+      path: of the file.
+
+    Raises:
+      UsageError: the disk is full.
+    """
+    with written(path):
+        path.write_text(text)
+
+
 @contextlib.contextmanager
 def written(path: Path) -> Iterator[None]:
     """Say in one line that a disk has no room for a file, or takes none, from this user or from anyone.

@@ -21,7 +21,7 @@ from train import figures
 from train.calibration import calibration_of
 from train.errors import UsageError, status_of
 from train.limits import within
-from train.log import amount, times, written
+from train.log import amount, times, write_text
 from train.screen import paper, say
 
 DEVICES = (2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 256, 512, 1000, 2000, 4000, 10_000)
@@ -149,8 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.json:
             rows = [_row(found, args.link_mbit) for found in by_devices.values()]
             rows += [_row(found, link) for link, found in by_link.items()]
-            with written(args.json):
-                args.json.write_text(json.dumps(rows, indent=1) + "\n")
+            write_text(json.dumps(rows, indent=1) + "\n", args.json)
         speedups = [[asked(devices=n, link_mbit=link).speedup for n in by_devices] for link in by_link]
         _draw(args, by_devices, by_link, speedups)
         say(console, f"picture: {args.figure}")

@@ -23,7 +23,7 @@ from gradpart_jax.sizes import plan_of
 from train import figures, traces
 from train.bench import compress
 from train.limits import MANY, within
-from train.log import written
+from train.log import write_text
 from train.screen import paper, say
 
 SMALL = 100_000  # elements, of the update that shows what does not grow
@@ -136,6 +136,5 @@ def main(args: Args) -> None:
     ):
         table.add_row(name, f"{1e9 * seconds:.2f} ns")
     console.print(table)
-    with written(args.json):
-        args.json.write_text(json.dumps(found._asdict(), indent=1) + "\n")
+    write_text(json.dumps(found._asdict(), indent=1) + "\n", args.json)
     say(console, f"written to {args.json}")

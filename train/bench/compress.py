@@ -30,7 +30,7 @@ from train import figures, traces
 from train.bench import trees
 from train.errors import UsageError
 from train.limits import MANY, within
-from train.log import written
+from train.log import write_text
 from train.screen import paper, say
 
 SIZES = (10**5, 10**6, 10**7, 10**8)
@@ -266,8 +266,7 @@ def main(args: Args) -> None:
     if args.grow:
         report["growth"] = _growth(args, console)
     if args.json:
-        with written(args.json):
-            args.json.write_text(json.dumps(report, indent=1, default=str) + "\n")
+        write_text(json.dumps(report, indent=1, default=str) + "\n", args.json)
 
 
 def _leaves(args: Args, console: Console) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from gradpart_jax.segments import layout_of, ravel, sample_positions, unravel
 from train import figures, traces
 from train.bench.thresholds import RIVALS, Rival, cross_entropy
 from train.limits import MANY, within
-from train.log import written
+from train.log import write_text
 from train.screen import paper, say
 
 SETTLED = 50  # steps after which no step should be far off
@@ -183,10 +183,8 @@ def main(args: Args) -> None:
         table.add_section()
     console.print(table)
     if args.json:
-        with written(args.json):
-            args.json.write_text(
-                json.dumps([s | {"ratios": r.ratios} for s, r in zip(summaries, results, strict=True)])
-            )
+        kept = [s | {"ratios": r.ratios} for s, r in zip(summaries, results, strict=True)]
+        write_text(json.dumps(kept), args.json)
     _draw(args, results)
     say(console, f"picture: {args.figure}")
 

@@ -31,7 +31,7 @@ from train.errors import HostError, Interrupted, UsageError
 from train.labels import Label, parse_label, split_labels
 from train.launch import NOISE
 from train.limits import MANY, within
-from train.log import read, written
+from train.log import read, write_text
 from train.main import parse
 from train.screen import paper, say
 
@@ -125,8 +125,7 @@ def main(args: Args) -> None:
                     failures.append(str(error))
                     console.print(f"  {label.text} failed")
                 if args.json:
-                    with written(args.json):
-                        args.json.write_text(json.dumps({"hosts": args.hosts, "rows": rows}, indent=1) + "\n")
+                    write_text(json.dumps({"hosts": args.hosts, "rows": rows}, indent=1) + "\n", args.json)
     finally:
         signal.signal(signal.SIGTERM, before)
     if rows:

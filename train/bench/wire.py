@@ -18,7 +18,7 @@ from gradpart_jax.payload import PayloadFormat
 from gradpart_jax.sizes import KEY_BITS, KEY_SHARE
 from train import figures
 from train.limits import within
-from train.log import written
+from train.log import write_text
 from train.screen import paper, say
 
 SIZES = (10**4, 10**5, 10**6, 10**7, 10**8)
@@ -114,8 +114,7 @@ def main(args: Args) -> None:
         )
     console.print(table)
     if args.json:
-        with written(args.json):
-            args.json.write_text(json.dumps(rows, indent=1) + "\n")
+        write_text(json.dumps(rows, indent=1) + "\n", args.json)
     with figures.canvas(2, args.figure) as axes:
         for axis, name in zip(axes, ("index", "payload"), strict=True):
             for n in SIZES:
