@@ -130,10 +130,9 @@ def tuned(config: Settings, label: Label) -> Settings:
     if values or not _remembers(label):
         values["keep_own"] = None
     own = change(config, **values | {key: value for key, value in label.options.items() if key in TUNED})
-    alone, kind = own.exchange.recipe == "local", own.training.optimizer
-    agreeing = alone and kind in ("adam", "adamw")
+    kind, agreeing = own.training.optimizer, _may_agree(own)
     chosen = {
-        "entropy_rule": "energy" if alone and kind != "sgd" else "entropy",
+        "entropy_rule": "energy" if own.exchange.recipe == "local" and kind != "sgd" else "entropy",
         "nesterov": agreeing or kind == "muon",
         "agreement": AGREEMENT if agreeing else 0.0,
     }
@@ -173,7 +172,7 @@ def _check_together(config: Config, label: Label) -> None:
             f"--local-steps {exchange.local_steps} are each device's own, and --recipe {exchange.recipe} has none: "
             "use --recipe local, or --local-steps 1"
         )
-    if exchange.agreement and not (exchange.recipe == "local" and kind in ("adam", "adamw")):
+    if exchange.agreement and not _may_agree(config):
         raise UsageError(
             f"--agreement {exchange.agreement:g} serves adam and adamw on each device, and {label.text} has "
             f"--optimizer {kind} --recipe {exchange.recipe}: use 0"
@@ -230,6 +229,11 @@ def build(
         return label.method.make(axis_name, **settings)
     except (TypeError, ValueError) as error:
         raise UsageError(f"{label.option} {label.text}: {error}") from error
+
+
+def _may_agree(config: Config) -> bool:
+    """Say whether there is an Adam on each device, whose second moment agreement serves."""
+    return config.exchange.recipe == "local" and config.training.optimizer in ("adam", "adamw")
 
 
 def _remembers(label: Label) -> bool:
