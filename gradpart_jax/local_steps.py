@@ -284,8 +284,7 @@ def _guarded(
 
     def go() -> tuple[Any, Any]:
         stepped, fresh = tx.update(updates, state, params, **extra_args)
-        fresh = jax.tree.map(lambda new, old: new if new.dtype == old.dtype else new.astype(old.dtype), fresh, state)
-        return alike((stepped, fresh), updates, state, params)
+        return alike((stepped, _cast(fresh, state)), updates, state, params)
 
     like, _ = jax.eval_shape(go)
 
@@ -326,7 +325,8 @@ def _wide(tree: Any) -> Any:
 
 
 def _cast(tree: Any, like: Any) -> Any:
-    return jax.tree.map(lambda x, leaf: x.astype(leaf.dtype), tree, like)
+    """Give leaves the types of others; keys of random numbers have one alone."""
+    return jax.tree.map(lambda x, leaf: x if x.dtype == leaf.dtype else x.astype(leaf.dtype), tree, like)
 
 
 def _all_finite(tree: Any) -> jax.Array:
