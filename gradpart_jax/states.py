@@ -148,11 +148,13 @@ def find_state(opt_state: Any) -> CompressState:
     """
     found = states_of(opt_state, CompressState)
     if len(found) != 1:
-        raise ValueError(
-            f"opt_state holds {len(found)} states of gp.compress, not one: "
-            + ("pass the part that is meant" if found else "chain gp.partition_compress into the optimizer; ")
-            + ("" if found else "of an nnx.Optimizer pass opt_state, for nnx.state and nnx.split tell nothing of it")
-        )
+        remedy = "pass the part that is meant"
+        if not found:
+            remedy = (
+                "chain gp.partition_compress into the optimizer; of an nnx.Optimizer pass opt_state, for nnx.state and "
+                "nnx.split tell nothing of it"
+            )
+        raise ValueError(f"opt_state holds {len(found)} states of gp.compress, not one: {remedy}")
     return found[0]
 
 
